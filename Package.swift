@@ -1,0 +1,85 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let swiftSettings: [SwiftSetting] = [
+  .swiftLanguageMode(.v6)
+]
+
+/// A library target and the test target that goes with it.
+func module(_ name: String, _ dependencies: [Target.Dependency]) -> [Target] {
+  [
+    .target(name: name, dependencies: dependencies, swiftSettings: swiftSettings),
+    .testTarget(
+      name: "\(name)Tests",
+      dependencies: [.target(name: name), "TestSupport"] + dependencies,
+      swiftSettings: swiftSettings),
+  ]
+}
+
+let package = Package(
+  name: "swift-peft",
+  platforms: [.macOS(.v15)],
+  products: [
+    .library(name: "PEFT", targets: ["PEFT"]),
+    .library(name: "PEFTCore", targets: ["PEFTCore"]),
+    .library(name: "TunerLoRA", targets: ["TunerLoRA"]),
+    .executable(name: "peft", targets: ["PEFTCommand"]),
+  ],
+  traits: [
+    .default(enabledTraits: ["OneDNN"]),
+    .trait(
+      name: "OneDNN",
+      description: "Dense GEMM on oneDNN. Without it everything works on OpenBLAS, slower."),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0"),
+    .package(url: "https://github.com/jpsim/Yams", from: "6.0.0"),
+  ],
+  targets: [
+    // System libraries and C.
+    .systemLibrary(
+      name: "COneDNN", providers: [.apt(["libdnnl-dev"]), .brew(["onednn"])]),
+    .systemLibrary(
+      name: "COpenBLAS", pkgConfig: "openblas",
+      providers: [
+        .apt(["libopenblas-openmp-dev", "libopenblas-dev"]), .brew(["openblas"]),
+      ]),
+    .target(
+      name: "CKernels",
+      dependencies: [
+        "COpenBLAS",
+        .target(name: "COneDNN", condition: .when(traits: ["OneDNN"])),
+      ],
+      cSettings: [.define("PEFT_ONEDNN", .when(traits: ["OneDNN"]))],
+      linkerSettings: [.linkedLibrary("gomp"), .linkedLibrary("m")]),
+
+    // Shared by the tests: where the real models are, and approximate comparison.
+    .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: swiftSettings),
+  ]
+    // Kernels, tensors, modules.
+    + module("PEFTSupport", [])
+    + module("BLASKernels", ["CKernels"])
+    + module("Tensors", ["BLASKernels", "PEFTSupport"])
+    + module("NN", ["Tensors"])
+    // Adapters.
+    + module("PEFTCore", ["NN"])
+    + module("TunerLoRA", ["PEFTCore"])
+    // Models and training.
+    + module("Tokenizers", ["PEFTSupport"])
+    + module("Models", ["NN"])
+    + module("Training", ["Models", "PEFTCore", "Tokenizers"])
+    + module("PEFT", ["Training", "TunerLoRA"])
+    // The tool.
+    + [
+      .executableTarget(
+        name: "PEFTCommand",
+        dependencies: [
+          "PEFT", "Yams",
+          .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        ],
+        swiftSettings: swiftSettings),
+      .testTarget(
+        name: "PEFTCommandTests", dependencies: ["PEFTCommand", "TestSupport"],
+        swiftSettings: swiftSettings),
+    ]
+)

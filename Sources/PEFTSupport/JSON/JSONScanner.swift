@@ -1,0 +1,279 @@
+/// A pull parser over the bytes of one JSON text (RFC 8259).
+///
+/// Configuration files, safetensors headers, tokenizers and data lines all go through it, so an
+/// error names the byte offset in each of them. Large tables are read value by value without
+/// building a tree; small ones through ``JSONValue``.
+public struct JSONScanner {
+  /// How deep arrays and objects may nest; more is refused instead of exhausting the stack.
+  public static let maximumDepth = 256
+
+  let bytes: [UInt8]
+  var position = 0
+  var depth = 0
+
+  /// Creates a scanner at the start of `bytes`.
+  public init(_ bytes: [UInt8]) {
+    self.bytes = bytes
+    // A byte order mark is not JSON, but files written on Windows begin with one.
+    if bytes.starts(with: [0xEF, 0xBB, 0xBF]) { position = 3 }
+  }
+
+  /// The kind of value that comes next, white space skipped; `nil` at the end.
+  public mutating func peek() -> Kind? {
+    skipWhitespace()
+    guard position < bytes.count else { return nil }
+    switch bytes[position] {
+    case UInt8(ascii: "{"): return .object
+    case UInt8(ascii: "["): return .array
+    case UInt8(ascii: "\""): return .string
+    case UInt8(ascii: "t"), UInt8(ascii: "f"): return .bool
+    case UInt8(ascii: "n"): return .null
+    default: return .number
+    }
+  }
+
+  /// The kind of a JSON value.
+  public enum Kind: Sendable { case object, array, string, number, bool, null }
+
+  /// Reads an object, calling `member` with each key once the scanner stands at its value.
+  ///
+  /// `member` must read or skip exactly one value.
+  public mutating func readObject(
+    _ member: (_ key: String, _ scanner: inout JSONScanner) throws(PEFTError) -> Void
+  ) throws(PEFTError) {
+    try enter("{", "an object")
+    if consume("}") { return leave() }
+    repeat {
+      skipWhitespace()
+      guard position < bytes.count, bytes[position] == UInt8(ascii: "\"") else {
+        throw unexpected("a member name in quotes")
+      }
+      let key = try readString()
+      guard consume(":") else { throw unexpected("':' after the member name '\(key)'") }
+      try member(key, &self)
+    } while consume(",")
+    guard consume("}") else { throw unexpected("',' or '}'") }
+    leave()
+  }
+
+  /// Reads an array, calling `element` with the scanner at each element.
+  public mutating func readArray(
+    _ element: (_ scanner: inout JSONScanner) throws(PEFTError) -> Void
+  ) throws(PEFTError) {
+    try enter("[", "an array")
+    if consume("]") { return leave() }
+    repeat { try element(&self) } while consume(",")
+    guard consume("]") else { throw unexpected("',' or ']'") }
+    leave()
+  }
+
+  /// Reads a string value, escapes resolved.
+  public mutating func readString() throws(PEFTError) -> String {
+    let utf8 = try readStringBytes()
+    return String(decoding: utf8, as: UTF8.self)
+  }
+
+  /// Reads a string value as UTF-8 bytes, escapes resolved.
+  ///
+  /// Vocabularies are keyed by these: `String` equality is canonical and would merge entries that
+  /// differ only in Unicode normalisation.
+  public mutating func readStringBytes() throws(PEFTError) -> [UInt8] {
+    skipWhitespace()
+    guard position < bytes.count, bytes[position] == UInt8(ascii: "\"") else {
+      throw unexpected("a string")
+    }
+    position += 1
+    var start = position
+    var result: [UInt8] = []
+    while position < bytes.count {
+      let byte = bytes[position]
+      if byte == UInt8(ascii: "\"") {
+        result.append(contentsOf: bytes[start..<position])
+        position += 1
+        return result
+      }
+      if byte < 0x20 { throw error("a control character inside a string") }
+      if byte == UInt8(ascii: "\\") {
+        result.append(contentsOf: bytes[start..<position])
+        position += 1
+        try readEscape(into: &result)
+        start = position
+      } else {
+        position += 1
+      }
+    }
+    throw error("a string that does not end")
+  }
+
+  /// Reads a number as a ``JSONValue``: `int` when it has neither fraction nor exponent and fits.
+  public mutating func readNumber() throws(PEFTError) -> JSONValue {
+    skipWhitespace()
+    let start = position
+    var isInteger = true
+    scan: while position < bytes.count {
+      switch bytes[position] {
+      case UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "-"): break
+      case UInt8(ascii: "."), UInt8(ascii: "e"), UInt8(ascii: "E"), UInt8(ascii: "+"):
+        isInteger = false
+      default: break scan
+      }
+      position += 1
+    }
+    let text = String(decoding: bytes[start..<position], as: UTF8.self)
+    if isInteger, let value = Int(text) { return .int(value) }
+    guard let first = text.utf8.first, first != UInt8(ascii: "+"), first != UInt8(ascii: "."),
+      let value = Double(text)
+    else {
+      // Python's json module writes these three although they are not JSON.
+      for (word, value) in [
+        ("NaN", Double.nan), ("Infinity", Double.infinity), ("-Infinity", -Double.infinity),
+      ] where bytes[start...].starts(with: word.utf8) {
+        position = start + word.utf8.count
+        return .double(value)
+      }
+      position = start
+      throw unexpected("a value")
+    }
+    return .double(value)
+  }
+
+  /// Reads an integer that fits `Int`.
+  public mutating func readInt() throws(PEFTError) -> Int {
+    let start = position
+    guard case .int(let value) = try readNumber() else {
+      position = start
+      throw unexpected("an integer")
+    }
+    return value
+  }
+
+  /// Reads any value as a tree.
+  public mutating func readValue() throws(PEFTError) -> JSONValue {
+    switch peek() {
+    case nil: throw unexpected("a value")
+    case .object:
+      var members: [(String, JSONValue)] = []
+      try readObject { (key, scanner) throws(PEFTError) in
+        members.append((key, try scanner.readValue()))
+      }
+      return .object(JSONObject(members))
+    case .array:
+      var elements: [JSONValue] = []
+      try readArray { scanner throws(PEFTError) in elements.append(try scanner.readValue()) }
+      return .array(elements)
+    case .string: return .string(try readString())
+    case .number: return try readNumber()
+    case .bool:
+      if consumeWord("true") { return .bool(true) }
+      if consumeWord("false") { return .bool(false) }
+      throw unexpected("a value")
+    case .null:
+      if consumeWord("null") { return .null }
+      throw unexpected("a value")
+    }
+  }
+
+  /// Skips one value.
+  public mutating func skipValue() throws(PEFTError) {
+    _ = try readValue()
+  }
+
+  /// Reads one value that must be the whole text.
+  public mutating func readDocument() throws(PEFTError) -> JSONValue {
+    let value = try readValue()
+    try expectEnd()
+    return value
+  }
+
+  /// Throws unless only white space is left.
+  public mutating func expectEnd() throws(PEFTError) {
+    skipWhitespace()
+    if position < bytes.count { throw unexpected("the end of the JSON text") }
+  }
+
+  /// An error at the current place.
+  public func error(_ message: String) -> PEFTError {
+    PEFTError(.malformedFile, "not valid JSON: \(message) at byte \(position)")
+  }
+
+  // MARK: Pieces
+
+  private mutating func enter(_ bracket: Character, _ what: String) throws(PEFTError) {
+    guard consume(bracket) else { throw unexpected(what) }
+    depth += 1
+    if depth > Self.maximumDepth { throw error("more than \(Self.maximumDepth) nested levels") }
+  }
+
+  private mutating func leave() { depth -= 1 }
+
+  private mutating func skipWhitespace() {
+    while position < bytes.count {
+      switch bytes[position] {
+      case 0x20, 0x0A, 0x0D, 0x09: position += 1
+      default: return
+      }
+    }
+  }
+
+  private mutating func consume(_ character: Character) -> Bool {
+    skipWhitespace()
+    guard position < bytes.count, bytes[position] == character.asciiValue else { return false }
+    position += 1
+    return true
+  }
+
+  private mutating func consumeWord(_ word: String) -> Bool {
+    guard bytes[position...].starts(with: word.utf8) else { return false }
+    position += word.utf8.count
+    return true
+  }
+
+  private func unexpected(_ wanted: String) -> PEFTError {
+    guard position < bytes.count else { return error("expected \(wanted), found the end") }
+    let rest = bytes[position..<min(position + 12, bytes.count)]
+    let found = String(decoding: rest, as: UTF8.self)
+    return error("expected \(wanted), found '\(found)'")
+  }
+
+  private mutating func readEscape(into result: inout [UInt8]) throws(PEFTError) {
+    guard position < bytes.count else { throw error("a string that does not end") }
+    let byte = bytes[position]
+    position += 1
+    switch byte {
+    case UInt8(ascii: "\""), UInt8(ascii: "\\"), UInt8(ascii: "/"): result.append(byte)
+    case UInt8(ascii: "b"): result.append(0x08)
+    case UInt8(ascii: "f"): result.append(0x0C)
+    case UInt8(ascii: "n"): result.append(0x0A)
+    case UInt8(ascii: "r"): result.append(0x0D)
+    case UInt8(ascii: "t"): result.append(0x09)
+    case UInt8(ascii: "u"):
+      var unit = try readHexUnit()
+      if unit >= 0xD800, unit < 0xDC00, position + 1 < bytes.count,
+        bytes[position] == UInt8(ascii: "\\"), bytes[position + 1] == UInt8(ascii: "u")
+      {
+        let mark = position
+        position += 2
+        let low = try readHexUnit()
+        if low >= 0xDC00, low < 0xE000 {
+          unit = 0x10000 + (unit - 0xD800) << 10 + (low - 0xDC00)
+        } else {
+          position = mark
+        }
+      }
+      // A lone surrogate is no scalar; it becomes U+FFFD, as in most readers.
+      let scalar = Unicode.Scalar(unit) ?? "\u{FFFD}"
+      result.append(contentsOf: Array(String(scalar).utf8))
+    default:
+      position -= 1
+      throw error("an unknown escape")
+    }
+  }
+
+  private mutating func readHexUnit() throws(PEFTError) -> UInt32 {
+    guard position + 4 <= bytes.count,
+      let unit = UInt32(String(decoding: bytes[position..<position + 4], as: UTF8.self), radix: 16)
+    else { throw error("\\u without four hexadecimal digits") }
+    position += 4
+    return unit
+  }
+}
