@@ -8,5 +8,9 @@ extension Tensor {
   /// The sum of squares, in double precision.
   public var sumOfSquares: Double { VectorMath.sumOfSquares(slice) }
   /// For each row the position of its largest element, the first among equals.
-  public var argmaxOfRows: [Int32] { Rows.argmax(slice, rows: rows, columns: columns) }
+  public var argmaxOfRows: [Int32] {
+    let result = MutableSlice<Int32>(count: rows)
+    Rows.argmax(rows: rows, columns: columns, slice, into: result)
+    return result.array
+  }
 }

@@ -4,7 +4,7 @@ extension Tensor {
   /// Normal numbers with mean 0; equal keys give equal numbers on every machine.
   public static func normal(_ shape: [Int], deviation: Float, key: DropoutKey) -> Tensor {
     filled(shape) {
-      Random.normal(seed: key.seed, stream: key.stream, deviation: deviation, into: $0)
+      Random.normal(seed: key.seed, stream: key.stream, standardDeviation: deviation, into: $0)
     }
   }
 

@@ -43,7 +43,7 @@ extension Tensor {
     precondition(shape.count == 2)
     let (rowCount, columnCount) = (shape[0], shape[1])
     return Tensor.filled([columnCount, rowCount]) {
-      Rows.transpose(slice, rows: rowCount, columns: columnCount, into: $0)
+      Rows.transpose(rows: rowCount, columns: columnCount, slice, into: $0)
     }
   }
 }

@@ -38,7 +38,7 @@ public struct Tensor: Sendable {
   public init(shape: [Int], scalars: [Float]) {
     precondition(scalars.count == shape.reduce(1, *), "\(scalars.count) floats for shape \(shape)")
     self.init(uninitialized: shape)
-    MutableSlice<Float>(storage: storage, offset: 0, count: scalars.count).copy(from: scalars)
+    MutableSlice<Float>(storage).copy(from: scalars)
   }
 
   /// Creates a tensor whose elements hold whatever the memory held.
@@ -52,7 +52,7 @@ public struct Tensor: Sendable {
   /// Creates a tensor with one value everywhere.
   public init(repeating value: Float, shape: [Int]) {
     self.init(uninitialized: shape)
-    MutableSlice<Float>(storage: storage, offset: 0, count: count).fill(value)
+    MutableSlice<Float>(storage, count: count).fill(value)
   }
 
   /// A tensor of zeros.
@@ -78,11 +78,11 @@ public struct Tensor: Sendable {
   /// - Precondition: The tensor has exactly one element.
   public var item: Float {
     precondition(count == 1, "item of a tensor of shape \(shape)")
-    return slice.array[0]
+    return slice[0]
   }
 
   /// The elements, for kernels.
-  public var slice: Slice<Float> { Slice(storage: storage, offset: offset, count: count) }
+  public var slice: Slice<Float> { Slice(storage, offset: offset, count: count) }
 
   /// Whether gradients flow through this tensor.
   public var isTracked: Bool { node != nil }
@@ -107,24 +107,24 @@ public struct Tensor: Sendable {
   /// Calls `body` with the elements for writing, after copying them if anyone else holds them.
   ///
   /// - Precondition: The tensor is not part of a graph.
-  public mutating func withMutableSlice<Result>(
-    _ body: (MutableSlice<Float>) throws -> Result
-  ) rethrows -> Result {
+  public mutating func withMutableSlice<Result, Failure: Error>(
+    _ body: (MutableSlice<Float>) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
     precondition(node == nil, "a tensor in a graph is not written to")
     if storage.isReadOnly || !isKnownUniquelyReferenced(&storage) {
       let copy = Tensor(uninitialized: shape)
-      MutableSlice<Float>(storage: copy.storage, offset: 0, count: count).copy(from: slice)
+      MutableSlice<Float>(copy.storage, count: count).copy(from: slice)
       self = copy
     }
-    return try body(MutableSlice(storage: storage, offset: offset, count: count))
+    return try body(MutableSlice(storage, offset: offset, count: count))
   }
 
   /// A new tensor of the given shape, filled by `body`, which must write every element.
-  public static func filled(
-    _ shape: [Int], _ body: (MutableSlice<Float>) throws -> Void
-  ) rethrows -> Tensor {
+  public static func filled<Failure: Error>(
+    _ shape: [Int], _ body: (MutableSlice<Float>) throws(Failure) -> Void
+  ) throws(Failure) -> Tensor {
     let tensor = Tensor(uninitialized: shape)
-    try body(MutableSlice(storage: tensor.storage, offset: 0, count: tensor.count))
+    try body(MutableSlice(tensor.storage, count: tensor.count))
     return tensor
   }
 }

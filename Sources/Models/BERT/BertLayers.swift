@@ -1,4 +1,3 @@
-import BLASKernels
 import NN
 import PEFTSupport
 import Tensors
@@ -112,11 +111,9 @@ final class BertSelfAttention: Module {
   let value: Linear
   let dropout: Dropout
   private let heads: Int
-  private let headDim: Int
 
   init(_ shape: BertShape, _ builder: ModuleBuilder) throws(PEFTError) {
     heads = shape.heads
-    headDim = shape.hidden / shape.heads
     query = try builder.linear("query", shape.hidden, shape.hidden, bias: true)
     key = try builder.linear("key", shape.hidden, shape.hidden, bias: true)
     value = try builder.linear("value", shape.hidden, shape.hidden, bias: true)
@@ -125,10 +122,8 @@ final class BertSelfAttention: Module {
 
   func callAsFunction(_ x: Tensor, _ context: ForwardContext) -> Tensor {
     attention(
-      query(x, context), key(x, context), value(x, context),
-      AttentionShape(
-        context.sequences, heads: heads, keyValueHeads: heads, headDim: headDim, causal: false,
-        dropoutProbability: dropout.probability, dropoutKey: dropout.key(context)))
+      query(x, context), key(x, context), value(x, context), context.sequences, heads: heads,
+      keyValueHeads: heads, causal: false, dropout: (dropout, context))
   }
 
   var typeName: String { "BertSelfAttention" }

@@ -1,4 +1,3 @@
-import BLASKernels
 import NN
 import PEFTSupport
 import Tensors
@@ -73,22 +72,15 @@ final class LlamaAttention: Module {
     if let cache = context.cache {
       attended = attendCached(q, k, v, cache, context.sequences)
     } else {
-      attended = attention(q, k, v, attentionShape(context.sequences, key: dropout.key(context)))
+      attended = attention(
+        q, k, v, context.sequences, heads: shape.heads, keyValueHeads: shape.keyValueHeads,
+        causal: true, dropout: (dropout, context))
     }
     return oProjection(attended, context)
   }
 
   private func rotated(_ x: consuming Tensor, _ positions: RotaryValues) -> Tensor {
     rotary(x, cosines: positions.cosines, sines: positions.sines, headDim: shape.headDim)
-  }
-
-  private func attentionShape(
-    _ sequences: SequenceLayout, keyCounts: [Int]? = nil, key: DropoutKey? = nil
-  ) -> AttentionShape {
-    AttentionShape(
-      sequences, keyCounts: keyCounts, heads: shape.heads, keyValueHeads: shape.keyValueHeads,
-      headDim: shape.headDim, causal: true, dropoutProbability: dropout.probability,
-      dropoutKey: key)
   }
 
   /// Attention of new tokens to all tokens so far, sequence by sequence.
@@ -100,10 +92,10 @@ final class LlamaAttention: Module {
       let range = sequences.range(sequence)
       let (keys, values) = cache.append(
         layer: layer, sequence: sequence, k: k.rowRange(range), v: v.rowRange(range))
-      let own = SequenceLayout(lengths: [range.count])
       parts.append(
         attention(
-          q.rowRange(range), keys, values, attentionShape(own, keyCounts: [keys.rows])))
+          newest: q.rowRange(range), to: keys, values, heads: shape.heads,
+          keyValueHeads: shape.keyValueHeads))
     }
     return parts.count == 1 ? parts[0] : Tensor.stackingRows(parts)
   }

@@ -34,7 +34,7 @@ public struct Gradients: Sendable {
   public mutating func scale(by factor: Float) {
     for id in values.keys {
       var gradient = values.removeValue(forKey: id)!
-      gradient.withMutableSlice { VectorMath.scale($0, by: factor) }
+      gradient.withMutableSlice { VectorMath.scale(factor, $0.readOnly, into: $0) }
       values[id] = gradient
     }
   }

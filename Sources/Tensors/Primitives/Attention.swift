@@ -9,17 +9,22 @@ public import BLASKernels
 ///   - q: `[tokens, heads·headDim]`.
 ///   - k: `[keyTokens, kvHeads·headDim]`; `heads` is a multiple of `kvHeads`.
 ///   - v: `[keyTokens, kvHeads·headDim]`.
-///   - shape: Heads, offsets of the sequences, causality, masks and dropout.
+///   - problem: Heads, offsets of the sequences, causality and dropout.
+///   - keyMask: `[keyTokens]`, 0 for keys that nobody sees; `nil` when all are seen.
 /// - Returns: `[tokens, heads·headDim]`.
-public func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ shape: AttentionShape) -> Tensor {
+public func attention(
+  _ q: Tensor, _ k: Tensor, _ v: Tensor, _ problem: Attention, keyMask: [UInt8]? = nil
+) -> Tensor {
+  let mask = keyMask.map { Slice($0) }
   let (qValue, kValue, vValue) = (q.detached, k.detached, v.detached)
   let tokens = q.rows
   var output = Tensor(uninitialized: q.shape)
-  var logSumExp = Tensor(uninitialized: [shape.heads, tokens])
+  var logSumExp = Tensor(uninitialized: [problem.heads, tokens])
   output.withMutableSlice { out in
     logSumExp.withMutableSlice { lse in
-      Attention.forward(
-        q: qValue.slice, k: kValue.slice, v: vValue.slice, shape, into: out, logSumExp: lse)
+      problem.forward(
+        q: qValue.slice, k: kValue.slice, v: vValue.slice, keyMask: mask, into: out,
+        logSumExp: lse)
     }
   }
   let (outputValue, lse) = (output, logSumExp)
@@ -30,9 +35,10 @@ public func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ shape: AttentionS
     dq.withMutableSlice { dq in
       dk.withMutableSlice { dk in
         dv.withMutableSlice { dv in
-          Attention.backward(
-            q: qValue.slice, k: kValue.slice, v: vValue.slice, out: outputValue.slice,
-            logSumExp: lse.slice, gradient: gradient.slice, shape, intoQ: dq, intoK: dk, intoV: dv)
+          problem.backward(
+            q: qValue.slice, k: kValue.slice, v: vValue.slice, keyMask: mask,
+            out: outputValue.slice, logSumExp: lse.slice, dOut: gradient.slice, dq: dq, dk: dk,
+            dv: dv)
         }
       }
     }
@@ -58,15 +64,15 @@ public func rotary(_ x: consuming Tensor, cosines: Tensor, sines: Tensor, headDi
   let link = Tensor(shape: [], storage: cosines.storage, offset: 0, node: x.node)
   var output = x.withoutGraph()
   output.withMutableSlice {
-    Rotary.apply(
-      $0.readOnly, cosines: cosines.slice, sines: sines.slice, tokens: tokens, heads: heads,
-      headDim: headDim, inverse: false, into: $0)
+    Rows.rotary(
+      tokens: tokens, heads: heads, headDim: headDim, $0.readOnly, cosine: cosines.slice,
+      sine: sines.slice, inverse: false, into: $0)
   }
   return output.recorded(from: [link]) { gradient, sink in
     gradient.withMutableSlice {
-      Rotary.apply(
-        $0.readOnly, cosines: cosines.slice, sines: sines.slice, tokens: tokens, heads: heads,
-        headDim: headDim, inverse: true, into: $0)
+      Rows.rotary(
+        tokens: tokens, heads: heads, headDim: headDim, $0.readOnly, cosine: cosines.slice,
+        sine: sines.slice, inverse: true, into: $0)
     }
     sink.add(gradient, to: 0)
   }

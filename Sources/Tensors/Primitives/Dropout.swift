@@ -27,12 +27,12 @@ public func dropout(_ x: consuming Tensor, probability: Float, key: DropoutKey) 
   var output = x.withoutGraph()
   output.withMutableSlice {
     Random.dropout(
-      $0.readOnly, probability: probability, seed: key.seed, stream: key.stream, into: $0)
+      $0.readOnly, p: probability, seed: key.seed, stream: key.stream, into: $0)
   }
   return output.recorded(from: [link]) { gradient, sink in
     gradient.withMutableSlice {
       Random.dropout(
-        $0.readOnly, probability: probability, seed: key.seed, stream: key.stream, into: $0)
+        $0.readOnly, p: probability, seed: key.seed, stream: key.stream, into: $0)
     }
     sink.add(gradient, to: 0)
   }

@@ -32,23 +32,21 @@ extension Tensor {
     let (xValue, vectorValue) = (detached, vector.detached)
     let result = Tensor.filled(shape) {
       Rows.scaleColumns(
-        xValue.slice, rows: rowCount, columns: columnCount, by: vectorValue.slice, into: $0)
+        rows: rowCount, columns: columnCount, xValue.slice, by: vectorValue.slice, into: $0)
     }
     return result.recorded(from: [self, vector]) { gradient, sink in
       if sink.needs(0) {
         sink.add(
           Tensor.filled(gradient.shape) {
             Rows.scaleColumns(
-              gradient.slice, rows: rowCount, columns: columnCount, by: vectorValue.slice, into: $0)
+              rows: rowCount, columns: columnCount, gradient.slice, by: vectorValue.slice, into: $0)
           }, to: 0)
       }
       if sink.needs(1) {
-        let product = Tensor.filled(gradient.shape) {
-          VectorMath.multiply(gradient.slice, xValue.slice, into: $0)
-        }
         sink.add(
           Tensor.filled([columnCount]) {
-            Rows.columnSums(product.slice, rows: rowCount, columns: columnCount, into: $0)
+            Rows.columnDots(
+              rows: rowCount, columns: columnCount, gradient.slice, xValue.slice, into: $0)
           }, to: 1)
       }
     }
@@ -57,9 +55,9 @@ extension Tensor {
   /// Every element times a number.
   public func scaled(by factor: Float) -> Tensor {
     var result = withoutGraph()
-    result.withMutableSlice { VectorMath.scale($0, by: factor) }
+    result.withMutableSlice { VectorMath.scale(factor, $0.readOnly, into: $0) }
     return result.recorded(from: [self]) { gradient, sink in
-      gradient.withMutableSlice { VectorMath.scale($0, by: factor) }
+      gradient.withMutableSlice { VectorMath.scale(factor, $0.readOnly, into: $0) }
       sink.add(gradient, to: 0)
     }
   }

@@ -8,7 +8,7 @@ public func linear(_ x: Tensor, _ weight: any WeightMatrix, bias: Tensor? = nil)
     x.columns == weight.columns, "input \(x.shape) for [\(weight.rows), \(weight.columns)]")
   let n = x.rows
   let output = Tensor.filled(x.shape.dropLast() + [weight.rows]) { y in
-    if let bias { Rows.fill(y, rows: n, columns: weight.rows, with: bias.slice) }
+    if let bias { Rows.fill(rows: n, columns: weight.rows, with: bias.slice, into: y) }
     weight.multiply(x.slice, count: n, beta: bias == nil ? 0 : 1, into: y)
   }
   let inputShape = x.shape
@@ -28,7 +28,7 @@ public func linear(_ x: Tensor, _ weight: Tensor, bias: Tensor? = nil) -> Tensor
   let (n, rows) = (x.rows, weight.shape[0])
   var output = Tensor(uninitialized: x.shape.dropLast() + [rows])
   if let bias {
-    output.withMutableSlice { Rows.fill($0, rows: n, columns: rows, with: bias.slice) }
+    output.withMutableSlice { Rows.fill(rows: n, columns: rows, with: bias.slice, into: $0) }
   }
   output.addProduct(x, weight, beta: bias == nil ? 0 : 1)
   guard let bias, bias.isTracked else { return output }
@@ -94,7 +94,7 @@ private func addBiasGradient(
   let columns = gradient.columns
   sink.add(
     Tensor.filled([columns]) {
-      Rows.columnSums(gradient.slice, rows: rows, columns: columns, into: $0)
+      Rows.columnSums(rows: rows, columns: columns, gradient.slice, into: $0)
     }, to: position)
 }
 

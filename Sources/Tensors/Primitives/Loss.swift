@@ -1,4 +1,5 @@
 import BLASKernels
+public import PEFTSupport
 
 /// The label that losses skip, as in PyTorch.
 public let ignoredLabel: Int32 = -100
@@ -14,15 +15,19 @@ public let ignoredLabel: Int32 = -100
 ///   - count: Divisor of the sum instead of the number of counted labels; gradient accumulation
 ///     over unequal batches needs it.
 /// - Returns: A scalar; NaN when no label counts, as in PyTorch.
-public func crossEntropy(_ logits: Tensor, labels: [Int32], count: Int? = nil) -> Tensor {
+/// - Throws: ``PEFTError`` `invalidData` for a label that is no class.
+public func crossEntropy(
+  _ logits: Tensor, labels: [Int32], count: Int? = nil
+) throws(PEFTError) -> Tensor {
   let (rows, columns) = (logits.rows, logits.columns)
   precondition(labels.count == rows, "\(labels.count) labels for logits \(logits.shape)")
   var logSumExp = Tensor(uninitialized: [rows])
   let values = logits.detached
-  let (sum, valid) = logSumExp.withMutableSlice {
-    Loss.crossEntropy(
-      values.slice, labels: labels, rows: rows, columns: columns, ignoring: ignoredLabel,
-      logSumExp: $0)
+  let classes = Slice(labels)
+  let (sum, valid) = try logSumExp.withMutableSlice { (lse) throws(PEFTError) in
+    try Loss.crossEntropyForward(
+      rows: rows, columns: columns, logits: values.slice, labels: classes, ignored: ignoredLabel,
+      logSumExp: lse)
   }
   let divisor = Double(count ?? valid)
   let lse = logSumExp
@@ -31,8 +36,8 @@ public func crossEntropy(_ logits: Tensor, labels: [Int32], count: Int? = nil) -
     sink.add(
       Tensor.filled(values.shape) {
         Loss.crossEntropyBackward(
-          values.slice, labels: labels, logSumExp: lse.slice, rows: rows, columns: columns,
-          ignoring: ignoredLabel, scale: scale, into: $0)
+          rows: rows, columns: columns, logits: values.slice, labels: classes,
+          ignored: ignoredLabel, logSumExp: lse.slice, scale: scale, into: $0)
       }, to: 0)
   }
 }

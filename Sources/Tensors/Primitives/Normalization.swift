@@ -29,9 +29,10 @@ public func layerNorm(
     mean.withMutableSlice { mean in
       rstd.withMutableSlice { rstd in
         func run(_ sum: MutableSlice<Float>?) {
-          Normalization.layerNorm(
-            xSlice, residual: residualSlice, sum: sum, weight: weightValue.slice, bias: biasSlice,
-            rows: rows, columns: columns, epsilon: epsilon, into: y, mean: mean, rstd: rstd)
+          Norms.layerNorm(
+            rows: rows, columns: columns, xSlice, residual: residualSlice, sum: sum,
+            weight: weightValue.slice, bias: biasSlice, epsilon: epsilon, mean: mean, rstd: rstd,
+            into: y)
         }
         if sum != nil { sum!.withMutableSlice { run($0) } } else { run(nil) }
       }
@@ -42,25 +43,20 @@ public func layerNorm(
   let hasResidual = residual != nil
   return output.recorded(from: [x, weight, bias] + (residual.map { [$0] } ?? [])) {
     gradient, sink in
-    var dWeight: Tensor? = sink.needs(1) ? .zeros([columns]) : nil
-    var dBias: Tensor? = sink.needs(2) ? .zeros([columns]) : nil
+    var dWeight: Tensor? = sink.needs(1) ? Tensor(uninitialized: [columns]) : nil
+    var dBias: Tensor? = sink.needs(2) ? Tensor(uninitialized: [columns]) : nil
     let needsInput = sink.needs(0) || (hasResidual && sink.needs(3))
-    if dWeight != nil || dBias != nil {
-      let dy = gradient.slice
-      withOptionalMutableSlice(&dWeight) { dw in
-        withOptionalMutableSlice(&dBias) { db in
-          Normalization.layerNormParameterGradients(
-            gradient: dy, x: input.slice, mean: means.slice, rstd: rstds.slice, rows: rows,
-            columns: columns, intoWeight: dw, intoBias: db)
+    gradient.withMutableSlice { dy in
+      withOptionalMutableSlice(&dWeight) { dWeight in
+        withOptionalMutableSlice(&dBias) { dBias in
+          Norms.layerNormBackward(
+            rows: rows, columns: columns, input.slice, weight: weightValue.slice,
+            mean: means.slice, rstd: rstds.slice, dy.readOnly, weightGradient: dWeight,
+            biasGradient: dBias, into: needsInput ? dy : nil)
         }
       }
     }
     if needsInput {
-      gradient.withMutableSlice {
-        Normalization.layerNormBackward(
-          gradient: $0.readOnly, x: input.slice, mean: means.slice, rstd: rstds.slice,
-          weight: weightValue.slice, rows: rows, columns: columns, into: $0)
-      }
       if hasResidual { sink.add(gradient, to: 3) }
       sink.add(gradient, to: 0)
     }
@@ -84,30 +80,24 @@ public func rmsNorm(_ x: Tensor, weight: Tensor, epsilon: Float) -> Tensor {
   let (input, weightValue) = (x.detached, weight.detached)
   output.withMutableSlice { y in
     rstd.withMutableSlice { rstd in
-      Normalization.rmsNorm(
-        input.slice, weight: weightValue.slice, rows: rows, columns: columns, epsilon: epsilon,
-        into: y, rstd: rstd)
+      Norms.rmsNorm(
+        rows: rows, columns: columns, input.slice, weight: weightValue.slice, epsilon: epsilon,
+        rstd: rstd, into: y)
     }
   }
   let rstds = rstd
   return output.recorded(from: [x, weight]) { gradient, sink in
-    if sink.needs(1) {
-      var dWeight = Tensor.zeros([columns])
-      let dy = gradient.slice
-      dWeight.withMutableSlice {
-        Normalization.rmsNormParameterGradient(
-          gradient: dy, x: input.slice, rstd: rstds.slice, rows: rows, columns: columns, into: $0)
+    var dWeight: Tensor? = sink.needs(1) ? Tensor(uninitialized: [columns]) : nil
+    let needsInput = sink.needs(0)
+    gradient.withMutableSlice { dy in
+      withOptionalMutableSlice(&dWeight) { dWeight in
+        Norms.rmsNormBackward(
+          rows: rows, columns: columns, input.slice, weight: weightValue.slice, rstd: rstds.slice,
+          dy.readOnly, weightGradient: dWeight, into: needsInput ? dy : nil)
       }
-      sink.add(dWeight, to: 1)
     }
-    if sink.needs(0) {
-      gradient.withMutableSlice {
-        Normalization.rmsNormBackward(
-          gradient: $0.readOnly, x: input.slice, rstd: rstds.slice, weight: weightValue.slice,
-          rows: rows, columns: columns, into: $0)
-      }
-      sink.add(gradient, to: 0)
-    }
+    if needsInput { sink.add(gradient, to: 0) }
+    if let dWeight { sink.add(dWeight, to: 1) }
   }
 }
 

@@ -65,18 +65,17 @@ public struct SafetensorsFile: Sendable {
   /// - Throws: ``PEFTError``: `missingTensor`, or `shapeMismatch` for integers.
   public func tensor(_ name: String) throws(PEFTError) -> Tensor {
     let entry = try entry(name)
-    let place = range(of: entry)
     switch entry.type {
     case .float32:
       return Tensor(
         shape: entry.shape,
-        slice: Slice(mapping: file, byteOffset: place.lowerBound, count: entry.count))
+        slice: window(entry))
     case .float16, .bfloat16:
-      let bits = Slice<UInt16>(mapping: file, byteOffset: place.lowerBound, count: entry.count)
+      let bits: Slice<UInt16> = window(entry)
       let format: HalfFormat = entry.type == .float16 ? .float16 : .bfloat16
-      return Tensor.filled(entry.shape) { Convert.widen(bits, format, into: $0) }
+      return Tensor.filled(entry.shape) { Conversion.widen(bits, from: format, into: $0) }
     case .float64:
-      let values = Slice<Double>(mapping: file, byteOffset: place.lowerBound, count: entry.count)
+      let values: Slice<Double> = window(entry)
       return Tensor(shape: entry.shape, scalars: values.array.map(Float.init))
     default:
       throw PEFTError(
@@ -98,10 +97,8 @@ public struct SafetensorsFile: Sendable {
     guard entry.type == .float16 || entry.type == .bfloat16 else {
       return DenseMatrix(try tensor(name))
     }
-    let bits = Slice<UInt16>(
-      mapping: file, byteOffset: range(of: entry).lowerBound, count: entry.count)
     return HalfMatrix(
-      bits, rows: entry.shape[0], columns: entry.shape[1],
+      window(entry), rows: entry.shape[0], columns: entry.shape[1],
       format: entry.type == .float16 ? .float16 : .bfloat16, precision: precision)
   }
 
@@ -111,10 +108,9 @@ public struct SafetensorsFile: Sendable {
   ///   beyond 32 bits.
   public func integers(_ name: String) throws(PEFTError) -> (shape: [Int], values: [Int32]) {
     let entry = try entry(name)
-    let offset = range(of: entry).lowerBound
     switch entry.type {
     case .int64:
-      let wide = Slice<Int64>(mapping: file, byteOffset: offset, count: entry.count).array
+      let wide = (window(entry) as Slice<Int64>).array
       var values: [Int32] = []
       values.reserveCapacity(wide.count)
       for value in wide {
@@ -125,11 +121,9 @@ public struct SafetensorsFile: Sendable {
       }
       return (entry.shape, values)
     case .int32:
-      return (
-        entry.shape, Slice<Int32>(mapping: file, byteOffset: offset, count: entry.count).array
-      )
+      return (entry.shape, (window(entry) as Slice<Int32>).array)
     case .uint8, .bool:
-      let bytes = Slice<UInt8>(mapping: file, byteOffset: offset, count: entry.count).array
+      let bytes = (window(entry) as Slice<UInt8>).array
       return (entry.shape, bytes.map(Int32.init))
     default:
       throw PEFTError(
@@ -141,6 +135,15 @@ public struct SafetensorsFile: Sendable {
   /// The stored bytes of a tensor, for copying it unchanged.
   public func bytes(_ name: String) throws(PEFTError) -> [UInt8] {
     file.bytes(range(of: try entry(name)))
+  }
+
+  /// The elements of a tensor in place; copied only where the file does not align them.
+  private func window<Element: BitwiseCopyable & Sendable>(
+    _ entry: SafetensorsEntry
+  ) -> Slice<Element> {
+    Slice(
+      .window(range(of: entry), of: file, alignment: MemoryLayout<Element>.alignment),
+      count: entry.count)
   }
 
   private func range(of entry: SafetensorsEntry) -> Range<Int> {

@@ -47,11 +47,11 @@ public struct SafetensorsItem {
     switch content {
     case .bytes(let bytes): try file.write(bytes)
     case .floats(let tensor):
-      if type == .float32 { return try tensor.slice.write(to: file) }
-      let bits = MutableSlice<UInt16>(
-        storage: .allocate(byteCount: byteCount), offset: 0, count: tensor.count)
-      Convert.narrow(tensor.slice, type == .bfloat16 ? .bfloat16 : .float16, into: bits)
-      try bits.readOnly.write(to: file)
+      if type == .float32 { return try file.write(tensor.slice) }
+      let bits = MutableSlice<UInt16>(count: tensor.count)
+      Conversion.narrow(
+        tensor.slice, to: type == .bfloat16 ? .bfloat16 : .float16, into: bits)
+      try file.write(bits.readOnly)
     }
   }
 }
@@ -98,5 +98,12 @@ public enum SafetensorsWriter {
       try file.write(json)
       for item in ordered { try item.write(to: file) }
     }
+  }
+}
+
+extension OutputFile {
+  /// Appends the memory of a slice.
+  fileprivate borrowing func write<Element>(_ slice: Slice<Element>) throws(PEFTError) {
+    try slice.withSpan { (span) throws(PEFTError) in try self.write(span.bytes) }
   }
 }

@@ -27,7 +27,7 @@ public struct DenseMatrix: WeightMatrix {
   }
 
   public func gatherRows(_ ids: [Int32], into output: MutableSlice<Float>) {
-    Rows.gather(values.slice, rows: rows, columns: columns, ids: ids, into: output)
+    Embeddings.gatherChecked(ids, from: values.slice, width: columns, into: output)
   }
 
   public func dequantized(rows range: Range<Int>) -> Tensor {
@@ -37,7 +37,7 @@ public struct DenseMatrix: WeightMatrix {
 
   public func squaredRowNorms() -> Tensor {
     Tensor.filled([rows]) {
-      Rows.squaredNorms(values.slice, rows: rows, columns: columns, into: $0)
+      Rows.squaredNorms(rows: rows, columns: columns, values.slice, into: $0)
     }
   }
 

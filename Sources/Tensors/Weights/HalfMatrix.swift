@@ -26,9 +26,8 @@ public struct HalfMatrix: WeightMatrix {
 
   /// Rounds a tensor of two dimensions to 16 bits, to the nearest with ties to even.
   public init(rounding tensor: Tensor, to format: HalfFormat, precision: HalfPrecision = .exact) {
-    let storage = Storage.allocate(byteCount: tensor.count * 2)
-    let bits = MutableSlice<UInt16>(storage: storage, offset: 0, count: tensor.count)
-    Convert.narrow(tensor.slice, format, into: bits)
+    let bits = MutableSlice<UInt16>(count: tensor.count)
+    Conversion.narrow(tensor.slice, to: format, into: bits)
     self.init(
       bits.readOnly, rows: tensor.shape[0], columns: tensor.shape[1], format: format,
       precision: precision)
@@ -39,7 +38,7 @@ public struct HalfMatrix: WeightMatrix {
 
   public func multiply(_ x: Slice<Float>, count n: Int, beta: Float, into y: MutableSlice<Float>) {
     BLAS.gemm(
-      x, weight: values, format: halfFormat, transposeWeight: .yes, m: n, n: rows, k: columns,
+      x, weight: values, format: halfFormat, transposeWeight: true, m: n, n: rows, k: columns,
       beta: beta, into: y, precision: precision)
   }
 
@@ -47,34 +46,34 @@ public struct HalfMatrix: WeightMatrix {
     _ y: Slice<Float>, count n: Int, beta: Float, into x: MutableSlice<Float>
   ) {
     BLAS.gemm(
-      y, weight: values, format: halfFormat, transposeWeight: .no, m: n, n: columns, k: rows,
+      y, weight: values, format: halfFormat, transposeWeight: false, m: n, n: columns, k: rows,
       beta: beta, into: x, precision: precision)
   }
 
   public func gatherRows(_ ids: [Int32], into output: MutableSlice<Float>) {
-    Rows.gather(
-      values, format: halfFormat, rows: rows, columns: columns, ids: ids, into: output)
+    Embeddings.gatherChecked(
+      ids, from: values, format: halfFormat, width: columns, into: output)
   }
 
   public func dequantized(rows range: Range<Int>) -> Tensor {
     let block = values[range.lowerBound * columns..<range.upperBound * columns]
-    return Tensor.filled([range.count, columns]) { Convert.widen(block, halfFormat, into: $0) }
+    return Tensor.filled([range.count, columns]) { Conversion.widen(block, from: halfFormat, into: $0) }
   }
 
   public func squaredRowNorms() -> Tensor {
     Tensor.filled([rows]) {
-      Rows.squaredNorms(values, format: halfFormat, rows: rows, columns: columns, into: $0)
+      Rows.squaredNorms(
+        rows: rows, columns: columns, values, format: halfFormat, into: $0)
     }
   }
 
   public func merging(_ delta: WeightDelta) throws -> any WeightMatrix {
-    let storage = Storage.allocate(byteCount: byteCount)
-    let merged = MutableSlice<UInt16>(storage: storage, offset: 0, count: count)
+    let merged = MutableSlice<UInt16>(count: count)
     for range in rowBlocks {
       var block = dequantized(rows: range)
       try delta(range, &block)
       let place = merged[range.lowerBound * columns..<range.upperBound * columns]
-      Convert.narrow(block.slice, halfFormat, into: place)
+      Conversion.narrow(block.slice, to: halfFormat, into: place)
     }
     return HalfMatrix(
       merged.readOnly, rows: rows, columns: columns, format: halfFormat, precision: precision)
