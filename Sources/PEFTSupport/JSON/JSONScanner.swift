@@ -41,30 +41,77 @@ public struct JSONScanner {
   public mutating func readObject(
     _ member: (_ key: String, _ scanner: inout JSONScanner) throws(PEFTError) -> Void
   ) throws(PEFTError) {
-    try enter("{", "an object")
-    if consume("}") { return leave() }
-    repeat {
-      skipWhitespace()
-      guard position < bytes.count, bytes[position] == UInt8(ascii: "\"") else {
-        throw unexpected("a member name in quotes")
-      }
-      let key = try readString()
-      guard consume(":") else { throw unexpected("':' after the member name '\(key)'") }
-      try member(key, &self)
-    } while consume(",")
-    guard consume("}") else { throw unexpected("',' or '}'") }
-    leave()
+    try beginObject()
+    var key: [UInt8] = []
+    var isFirst = true
+    while try nextKey(isFirst: isFirst, appendingTo: &key) {
+      try member(String(decoding: key, as: UTF8.self), &self)
+      key.removeAll(keepingCapacity: true)
+      isFirst = false
+    }
   }
 
   /// Reads an array, calling `element` with the scanner at each element.
   public mutating func readArray(
     _ element: (_ scanner: inout JSONScanner) throws(PEFTError) -> Void
   ) throws(PEFTError) {
-    try enter("[", "an array")
-    if consume("]") { return leave() }
-    repeat { try element(&self) } while consume(",")
-    guard consume("]") else { throw unexpected("',' or ']'") }
-    leave()
+    try beginArray()
+    var isFirst = true
+    while try nextElement(isFirst: isFirst) {
+      try element(&self)
+      isFirst = false
+    }
+  }
+
+  /// Enters an object, for a table that is too large to make a closure call and a `String` of each
+  /// member: read its members with ``nextKey(isFirst:appendingTo:)``.
+  public mutating func beginObject() throws(PEFTError) {
+    try enter(UInt8(ascii: "{"), "an object")
+  }
+
+  /// Moves to the value of the next member of the object entered last.
+  ///
+  /// - Parameters:
+  ///   - isFirst: Whether no member of this object was read yet.
+  ///   - key: What the member's name, escapes resolved, is appended to as UTF-8.
+  /// - Returns: `false` once the object has ended, and the scanner has left it.
+  public mutating func nextKey(
+    isFirst: Bool, appendingTo key: inout [UInt8]
+  ) throws(PEFTError) -> Bool {
+    if consume(UInt8(ascii: "}")) {
+      leave()
+      return false
+    }
+    if !isFirst, !consume(UInt8(ascii: ",")) { throw unexpected("',' or '}'") }
+    skipWhitespace()
+    guard position < bytes.count, bytes[position] == UInt8(ascii: "\"") else {
+      throw unexpected("a member name in quotes")
+    }
+    let start = key.count
+    try readStringBytes(appendingTo: &key)
+    guard consume(UInt8(ascii: ":")) else {
+      let name = String(decoding: key[start...], as: UTF8.self)
+      throw unexpected("':' after the member name '\(name)'")
+    }
+    return true
+  }
+
+  /// Enters an array: read its elements with ``nextElement(isFirst:)``.
+  public mutating func beginArray() throws(PEFTError) {
+    try enter(UInt8(ascii: "["), "an array")
+  }
+
+  /// Moves to the next element of the array entered last.
+  ///
+  /// - Parameter isFirst: Whether no element of this array was read yet.
+  /// - Returns: `false` once the array has ended, and the scanner has left it.
+  public mutating func nextElement(isFirst: Bool) throws(PEFTError) -> Bool {
+    if consume(UInt8(ascii: "]")) {
+      leave()
+      return false
+    }
+    if !isFirst, !consume(UInt8(ascii: ",")) { throw unexpected("',' or ']'") }
+    return true
   }
 
   /// Reads a string value, escapes resolved.
@@ -78,31 +125,33 @@ public struct JSONScanner {
   /// Vocabularies are keyed by these: `String` equality is canonical and would merge entries that
   /// differ only in Unicode normalisation.
   public mutating func readStringBytes() throws(PEFTError) -> [UInt8] {
+    var result: [UInt8] = []
+    try readStringBytes(appendingTo: &result)
+    return result
+  }
+
+  /// Reads a string value and appends its UTF-8 bytes, escapes resolved.
+  public mutating func readStringBytes(appendingTo result: inout [UInt8]) throws(PEFTError) {
     skipWhitespace()
     guard position < bytes.count, bytes[position] == UInt8(ascii: "\"") else {
       throw unexpected("a string")
     }
     position += 1
-    var start = position
-    var result: [UInt8] = []
-    while position < bytes.count {
-      let byte = bytes[position]
-      if byte == UInt8(ascii: "\"") {
-        result.append(contentsOf: bytes[start..<position])
+    while true {
+      let start = position
+      position = endOfPlainText(from: start)
+      result.append(contentsOf: bytes[start..<position])
+      guard position < bytes.count else { throw error("a string that does not end") }
+      switch bytes[position] {
+      case UInt8(ascii: "\""):
         position += 1
-        return result
-      }
-      if byte < 0x20 { throw error("a control character inside a string") }
-      if byte == UInt8(ascii: "\\") {
-        result.append(contentsOf: bytes[start..<position])
+        return
+      case UInt8(ascii: "\\"):
         position += 1
         try readEscape(into: &result)
-        start = position
-      } else {
-        position += 1
+      default: throw error("a control character inside a string")
       }
     }
-    throw error("a string that does not end")
   }
 
   /// Reads a number as a ``JSONValue``: `int` when it has neither fraction nor exponent and fits.
@@ -139,6 +188,7 @@ public struct JSONScanner {
 
   /// Reads an integer that fits `Int`.
   public mutating func readInt() throws(PEFTError) -> Int {
+    if let value = readPlainInt() { return value }
     let start = position
     guard case .int(let value) = try readNumber() else {
       position = start
@@ -175,7 +225,19 @@ public struct JSONScanner {
 
   /// Skips one value.
   public mutating func skipValue() throws(PEFTError) {
-    _ = try readValue()
+    switch peek() {
+    case .object:
+      var key: [UInt8] = []
+      try beginObject()
+      var isFirst = true
+      while try nextKey(isFirst: isFirst, appendingTo: &key) {
+        try skipValue()
+        key.removeAll(keepingCapacity: true)
+        isFirst = false
+      }
+    case .array: try readArray { scanner throws(PEFTError) in try scanner.skipValue() }
+    default: _ = try readValue()
+    }
   }
 
   /// Reads one value that must be the whole text.
@@ -198,7 +260,7 @@ public struct JSONScanner {
 
   // MARK: Pieces
 
-  private mutating func enter(_ bracket: Character, _ what: String) throws(PEFTError) {
+  private mutating func enter(_ bracket: UInt8, _ what: String) throws(PEFTError) {
     guard consume(bracket) else { throw unexpected(what) }
     depth += 1
     if depth > Self.maximumDepth { throw error("more than \(Self.maximumDepth) nested levels") }
@@ -215,11 +277,48 @@ public struct JSONScanner {
     }
   }
 
-  private mutating func consume(_ character: Character) -> Bool {
+  private mutating func consume(_ byte: UInt8) -> Bool {
     skipWhitespace()
-    guard position < bytes.count, bytes[position] == character.asciiValue else { return false }
+    guard position < bytes.count, bytes[position] == byte else { return false }
     position += 1
     return true
+  }
+
+  /// The first place from `start` on that is a quote, a backslash, a control character or the end.
+  private func endOfPlainText(from start: Int) -> Int {
+    bytes.withUnsafeBufferPointer { buffer in
+      var place = start
+      while place < buffer.count {
+        let byte = buffer[place]
+        if byte == UInt8(ascii: "\"") || byte == UInt8(ascii: "\\") || byte < 0x20 { break }
+        place += 1
+      }
+      return place
+    }
+  }
+
+  /// Reads an integer of up to 18 digits without sign, and nothing when another form comes.
+  private mutating func readPlainInt() -> Int? {
+    skipWhitespace()
+    var value = 0
+    var place = position
+    while place < bytes.count, place - position < 18 {
+      let byte = bytes[place]
+      guard byte >= UInt8(ascii: "0"), byte <= UInt8(ascii: "9") else { break }
+      value = value * 10 + Int(byte - UInt8(ascii: "0"))
+      place += 1
+    }
+    guard place > position else { return nil }
+    if place < bytes.count {
+      switch bytes[place] {
+      case UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "."), UInt8(ascii: "e"),
+        UInt8(ascii: "E"), UInt8(ascii: "+"), UInt8(ascii: "-"):
+        return nil
+      default: break
+      }
+    }
+    position = place
+    return value
   }
 
   private mutating func consumeWord(_ word: String) -> Bool {

@@ -1,0 +1,84 @@
+import PEFTSupport
+
+/// Everything that a tokenizer is made of, immutable after loading and shared by all its users.
+final class TokenizerCore: Sendable {
+  let normalizers: [any Normalizer]
+  let preTokenizers: [any PreTokenizer]
+  let model: Model
+  let postProcessor: PostProcessor
+  let decoderStages: [any DecoderStage]
+  /// Without a decoder the reference joins tokens by spaces.
+  let hasDecoder: Bool
+  let added: AddedTokens
+  let special: SpecialTokenIDs
+  let vocabularySize: Int
+  let truncation: Truncation?
+  let padding: Padding?
+
+  /// Reads a `tokenizer.json` and, beside it in `folder`, the files that name the special tokens.
+  init(file path: String, folder: String?) throws(PEFTError) {
+    let file = try TokenizerFile(path)
+    normalizers = try file.component("normalizer").mapChecked(makeNormalizers) ?? []
+    var splits = try file.component("pre_tokenizer").mapChecked(makePreTokenizers) ?? []
+    let isByteLevel = false
+    let (model, _) = try file.makeModel(isByteLevel: isByteLevel)
+    self.model = model
+    preTokenizers = splits
+    splits = []
+    postProcessor = try file.component("post_processor").mapChecked(makePostProcessor) ?? .plain
+    let decoder = try file.component("decoder")
+    hasDecoder = decoder != nil
+    var isJoined = false
+    var stages: [any DecoderStage] = []
+    if let decoder { stages = try makeDecoderStages(decoder, isJoined: &isJoined) }
+    decoderStages = stages
+    truncation = try file.component("truncation").mapChecked(Truncation.init)
+    padding = try file.component("padding").mapChecked(Padding.init)
+
+    var tokens: [AddedToken] = []
+    for (place, value) in (file.members["added_tokens"]?.array ?? []).enumerated() {
+      tokens.append(
+        try AddedToken(Component(value, file: path, path: "added_tokens[\(place)]")))
+    }
+    added = AddedTokens(tokens, normalizers: normalizers)
+    vocabularySize =
+      model.vocabulary.count
+      + added.contents.keys.count { model.vocabulary.range(of: $0) == nil }
+    special = try SpecialTokenIDs(file: file, folder: folder, added: added, model: model)
+  }
+}
+
+extension Optional {
+  /// `map` for functions that throw ``PEFTError``.
+  fileprivate func mapChecked<Result>(
+    _ transform: (Wrapped) throws(PEFTError) -> Result
+  ) throws(PEFTError) -> Result? {
+    guard let self else { return nil }
+    return try transform(self)
+  }
+}
+
+extension TokenizerCore {
+  /// The id of a token, by its spelling in `tokenizer.json`.
+  func id(of token: [UInt8]) -> Int32? { Self.id(of: token, added, model) }
+
+  static func id(of token: [UInt8], _ added: AddedTokens, _ model: Model) -> Int32? {
+    if let id = added.ids[token] { return id }
+    if !model.isByteLevel { return model.vocabulary.id(of: token) }
+    var raw: [UInt8] = []
+    if ByteLevelAlphabet.decode(token, 0..<token.count, into: &raw) {
+      return model.vocabulary.id(of: raw)
+    }
+    // Tokens that are not byte-level text are few, and looked for by hand only.
+    let vocabulary = model.vocabulary
+    return vocabulary.foreignIDs.first { vocabulary.bytes(of: $0) == token }
+  }
+
+  /// The spelling of a token in `tokenizer.json`.
+  func token(for id: Int32) -> [UInt8]? {
+    if let content = added.contents[id] { return content }
+    guard let bytes = model.vocabulary.bytes(of: id) else { return nil }
+    let isRaw = model.isByteLevel && !model.vocabulary.foreignIDs.contains(id)
+    return isRaw ? ByteLevelAlphabet.encode(bytes) : bytes
+  }
+}

@@ -1,0 +1,60 @@
+/// The printable alphabet in which byte-level vocabularies are written: one character for each byte.
+///
+/// Bytes that print in Latin-1 stand for themselves, the other 68 for U+0100 upwards, in order (GPT-2's
+/// `bytes_to_unicode`). Vocabularies are translated once, at load, and text never.
+enum ByteLevelAlphabet {
+  /// The character of each byte.
+  static let scalars: [UInt32] = {
+    var next: UInt32 = 0x100
+    return (0..<256).map { byte in
+      switch UInt32(byte) {
+      case 0x21...0x7E, 0xA1...0xAC, 0xAE...0xFF: return UInt32(byte)
+      default:
+        defer { next += 1 }
+        return next
+      }
+    }
+  }()
+
+  /// The byte of each character below U+0144, -1 for those outside of the alphabet.
+  static let bytes: [Int16] = {
+    var result = [Int16](repeating: -1, count: 0x144)
+    for (byte, scalar) in scalars.enumerated() { result[Int(scalar)] = Int16(byte) }
+    return result
+  }()
+
+  /// Appends the bytes that the characters `text[range]` stand for.
+  ///
+  /// - Returns: `false`, with nothing appended, when a character is outside of the alphabet.
+  static func decode(_ text: [UInt8], _ range: Range<Int>, into result: inout [UInt8]) -> Bool {
+    let start = result.count
+    let bytes = Self.bytes
+    var place = range.lowerBound
+    while place < range.upperBound {
+      var value = Int(text[place])
+      place += 1
+      if value >= 0x80 {
+        // The alphabet ends below U+0800: two bytes at most.
+        guard value & 0xE0 == 0xC0, place < range.upperBound else {
+          result.removeSubrange(start...)
+          return false
+        }
+        value = (value & 0x1F) << 6 | Int(text[place] & 0x3F)
+        place += 1
+      }
+      guard value < bytes.count, bytes[value] >= 0 else {
+        result.removeSubrange(start...)
+        return false
+      }
+      result.append(UInt8(truncatingIfNeeded: bytes[value]))
+    }
+    return true
+  }
+
+  /// The characters that stand for `bytes`.
+  static func encode(_ bytes: some Sequence<UInt8>) -> [UInt8] {
+    var result: [UInt8] = []
+    for byte in bytes { result.append(scalar: scalars[Int(byte)]) }
+    return result
+  }
+}
