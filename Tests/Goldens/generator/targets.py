@@ -186,4 +186,11 @@ def make() -> None:
         ],
         "models": model_rows(),
     }
-    Path("targets.json").write_text(json.dumps(record, indent=1) + "\n")
+    # A row a line: readable, and small changes show as such.
+    sections = [
+        f" {json.dumps(name)}: [\n"
+        + ",\n".join("  " + json.dumps(entry) for entry in entries)
+        + "\n ]"
+        for name, entries in record.items()
+    ]
+    Path("targets.json").write_text("{\n" + ",\n".join(sections) + "\n}\n")
