@@ -58,7 +58,7 @@ let package = Package(
   ]
     // Kernels, tensors, modules.
     + module("PEFTSupport", [])
-    + module("BLASKernels", ["CKernels"])
+    + module("BLASKernels", ["CKernels", "PEFTSupport"])
     + module("Tensors", ["BLASKernels", "PEFTSupport"])
     + module("NN", ["Tensors"])
     // Adapters.
