@@ -51,14 +51,17 @@ let package = Package(
         .target(name: "COneDNN", condition: .when(traits: ["OneDNN"])),
       ],
       cSettings: [.define("PEFT_ONEDNN", .when(traits: ["OneDNN"]))],
-      linkerSettings: [.linkedLibrary("gomp"), .linkedLibrary("m")]),
+      linkerSettings: [
+        .linkedLibrary("openblas"), .linkedLibrary("dnnl", .when(traits: ["OneDNN"])),
+        .linkedLibrary("gomp"), .linkedLibrary("m"),
+      ]),
 
     // Shared by the tests: where the real models are, and approximate comparison.
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: swiftSettings),
   ]
     // Kernels, tensors, modules.
     + module("PEFTSupport", [])
-    + module("BLASKernels", ["CKernels"])
+    + module("BLASKernels", ["CKernels", "PEFTSupport"])
     + module("Tensors", ["BLASKernels", "PEFTSupport"])
     + module("NN", ["Tensors"])
     // Adapters.
