@@ -1,4 +1,4 @@
-public import PEFTSupport
+import PEFTSupport
 
 /// The members of a model's `config.json`, read with defaults and checked.
 public struct ModelConfiguration: Sendable {

@@ -1,5 +1,5 @@
-public import NN
-public import Tensors
+import NN
+import Tensors
 
 /// Token ids of a batch, packed: the sequences stand one after the other.
 public struct TokenBatch: Sendable {

@@ -1,4 +1,4 @@
-public import Tensors
+import Tensors
 
 /// A layer that adapters can change: it has one slot, and asks what is in it for its output.
 ///

@@ -1,4 +1,4 @@
-public import Tensors
+import Tensors
 
 /// What a forward pass is told besides its input: the sequences that its rows belong to, whether
 /// it trains, and which adapter each row uses.

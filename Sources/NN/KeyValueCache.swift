@@ -1,4 +1,4 @@
-public import Tensors
+import Tensors
 
 /// The keys and values of the tokens that a model has seen, for every layer and sequence.
 ///

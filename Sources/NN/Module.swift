@@ -1,4 +1,4 @@
-public import Tensors
+import Tensors
 
 /// A part of a model: a layer, or a group of them.
 ///

@@ -1,6 +1,6 @@
-public import NN
+import NN
 import PEFTSupport
-public import Tensors
+import Tensors
 
 /// Which adapters of a model are in use; one object is shared by all slots of the model, so
 /// switching does not visit the layers.

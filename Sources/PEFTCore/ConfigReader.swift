@@ -1,4 +1,4 @@
-public import PEFTSupport
+import PEFTSupport
 
 /// Reads typed members of a config and knows at the end which were not asked for.
 ///

@@ -1,5 +1,5 @@
-public import NN
-public import PEFTSupport
+import NN
+import PEFTSupport
 
 /// A method of parameter-efficient fine-tuning: its config and how it adapts a layer.
 ///

@@ -1,4 +1,4 @@
-public import PEFTSupport
+import PEFTSupport
 
 /// The settings of one adapter, as `adapter_config.json` holds them.
 ///

@@ -1,6 +1,6 @@
-public import NN
-public import PEFTSupport
-public import Tensors
+import NN
+import PEFTSupport
+import Tensors
 
 /// One adapter on one host.
 ///

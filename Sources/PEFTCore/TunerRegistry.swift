@@ -1,4 +1,4 @@
-public import PEFTSupport
+import PEFTSupport
 
 /// The tuners and task types that a program knows. A value: copy it, extend it, pass it on.
 ///

@@ -1,4 +1,4 @@
-public import BLASKernels
+import BLASKernels
 
 /// A dense, row-major array of 32-bit floats with value semantics.
 ///

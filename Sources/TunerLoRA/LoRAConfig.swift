@@ -1,5 +1,5 @@
-public import PEFTCore
-public import PEFTSupport
+import PEFTCore
+import PEFTSupport
 
 /// The settings of a LoRA adapter, peft's `LoraConfig`.
 ///

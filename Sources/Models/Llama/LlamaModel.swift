@@ -1,6 +1,6 @@
-public import NN
-public import PEFTSupport
-public import Tensors
+import NN
+import PEFTSupport
+import Tensors
 
 /// Llama (Touvron et al., arXiv 2302.13971) and Qwen2: a decoder with RMS norms, rotary positions,
 /// grouped-query attention and SwiGLU.

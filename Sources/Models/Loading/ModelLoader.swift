@@ -1,5 +1,6 @@
-public import NN
-public import PEFTSupport
+import NN
+import PEFTSupport
+import Tensors
 
 /// What a model is built for; decides its head.
 public enum ModelHead: Sendable, Equatable {
@@ -43,7 +44,7 @@ public enum ModelLoader {
   ) throws(PEFTError) -> LoadedModel {
     let configuration = try ModelConfiguration(folder: folder, overrides: options.overrides)
     let family = try family(configuration)
-    let head = try head ?? defaultHead(configuration)
+    let head = if let head { head } else { try defaultHead(configuration) }
     let deviation = Float(try configuration.double("initializer_range", default: 0.02))
     let random = RandomSource(
       seed: options.seed, deviation: deviation, precision: options.precision)

@@ -1,5 +1,5 @@
-public import PEFTSupport
-public import Tensors
+import PEFTSupport
+import Tensors
 
 /// Makes layers at a path, so that a parameter's name is written once, where it is used.
 ///

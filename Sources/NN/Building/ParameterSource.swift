@@ -1,5 +1,5 @@
-public import PEFTSupport
-public import Tensors
+import PEFTSupport
+import Tensors
 
 /// Where a model's initial parameters come from: files, or a seeded generator.
 public protocol ParameterSource: AnyObject {

@@ -1,4 +1,4 @@
-public import Tensors
+import Tensors
 
 /// Dropout at one place of a model; does nothing in evaluation.
 public final class Dropout: Module {

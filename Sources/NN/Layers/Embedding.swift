@@ -1,4 +1,4 @@
-public import Tensors
+import Tensors
 
 /// A table of rows that token ids look up: ids to `[ids.count, width]`.
 public final class Embedding: AdapterHost {

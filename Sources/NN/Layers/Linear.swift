@@ -1,4 +1,4 @@
-public import Tensors
+import Tensors
 
 /// A linear layer: x·Wᵀ + b, `[…, inputFeatures]` to `[…, outputFeatures]`.
 public final class Linear: AdapterHost {

@@ -1,4 +1,4 @@
-public import Tensors
+import Tensors
 
 /// Layer normalisation with weight and bias.
 public final class LayerNorm: AdapterHost {

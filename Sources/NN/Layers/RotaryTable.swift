@@ -1,4 +1,4 @@
-public import Tensors
+import Tensors
 
 /// Cosines and sines of rotary position embedding, base^(−2i/headDim)·position.
 public struct RotaryTable {

@@ -1,5 +1,5 @@
-public import PEFTSupport
-public import Tensors
+import PEFTSupport
+import Tensors
 
 /// The content of a peft adapter folder, before it is put on a model.
 public struct AdapterFolder {

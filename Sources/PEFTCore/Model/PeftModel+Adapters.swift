@@ -1,5 +1,5 @@
-public import NN
-public import PEFTSupport
+import NN
+import PEFTSupport
 import Tensors
 
 extension PeftModel {

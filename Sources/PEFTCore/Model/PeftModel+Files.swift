@@ -1,6 +1,6 @@
 import NN
-public import PEFTSupport
-public import Tensors
+import PEFTSupport
+import Tensors
 
 extension PeftModel {
   /// Reads an adapter from a peft folder and adds it.

@@ -1,5 +1,5 @@
 import NN
-public import PEFTSupport
+import PEFTSupport
 
 extension PeftModel {
   /// Merges adapters into the base weights; unmerging restores those to the bit.

@@ -1,6 +1,6 @@
 import NN
-public import PEFTSupport
-public import Tensors
+import PEFTSupport
+import Tensors
 
 /// A parameter of an adapter with the key that it has in peft's files.
 public struct AdapterTensor {

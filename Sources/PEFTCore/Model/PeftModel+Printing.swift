@@ -1,4 +1,4 @@
-public import NN
+import NN
 
 extension PeftModel {
   /// The model with its adapters as `print(peft_model)` shows it.

@@ -1,6 +1,6 @@
-public import NN
-public import PEFTSupport
-public import Tensors
+import NN
+import PEFTSupport
+import Tensors
 
 /// A base model with adapters.
 ///

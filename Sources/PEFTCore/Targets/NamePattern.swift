@@ -1,4 +1,4 @@
-public import PEFTSupport
+import PEFTSupport
 
 /// A regular expression from a config, matched against module names as Python's `re` would.
 struct NamePattern {

@@ -1,5 +1,5 @@
-public import NN
-public import PEFTSupport
+import NN
+import PEFTSupport
 
 /// Decides for each module name whether an adapter targets it, by peft's rules
 /// (`check_target_module_exists`).

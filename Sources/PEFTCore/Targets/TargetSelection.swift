@@ -1,4 +1,4 @@
-public import PEFTSupport
+import PEFTSupport
 
 /// Which modules an adapter goes to, as `target_modules` says.
 public enum TargetModules: Sendable, Equatable {

@@ -1,4 +1,4 @@
-public import BLASKernels
+import BLASKernels
 
 /// The gradients of a scalar with respect to parameters.
 public struct Gradients: Sendable {
@@ -116,12 +116,12 @@ extension Tensor {
     while let node = order.popLast() {
       let key = ObjectIdentifier(node)
       if node.inputs.isEmpty || kept.contains(key) { continue }
-      guard let gradient = sink.pending.removeValue(forKey: key) else { continue }
+      guard var gradient = sink.pending.removeValue(forKey: key) else { continue }
       guard let pullback = node.takePullback() else {
         preconditionFailure("backward was called twice on one graph")
       }
       sink.inputs = node.inputs
-      pullback(gradient, &sink)
+      pullback(&gradient, &sink)
     }
     let inputGradients = inputs.map { input in
       input.node.flatMap { sink.pending.removeValue(forKey: ObjectIdentifier($0)) }

@@ -33,10 +33,10 @@ final class GraphNode: Sendable {
 
 /// Turns the gradient of a result into the gradients of the inputs.
 ///
-/// The gradient has the shape of the result. It is handed over, so that its memory can be reused.
-/// The inputs' gradients go into the sink, by the input's position.
+/// The gradient has the shape of the result; it is no one else's, so it can be changed in place
+/// and passed on. The inputs' gradients go into the sink, by the input's position.
 public typealias Pullback =
-  @Sendable (_ gradient: consuming Tensor, _ sink: inout GradientSink) -> Void
+  @Sendable (_ gradient: inout Tensor, _ sink: inout GradientSink) -> Void
 
 /// Whether operations record how to compute gradients.
 public enum GradientMode {

@@ -1,4 +1,4 @@
-public import BLASKernels
+import BLASKernels
 
 /// Scaled dot-product attention over packed sequences.
 ///

@@ -1,5 +1,5 @@
 import BLASKernels
-public import PEFTSupport
+import PEFTSupport
 
 /// The label that losses skip, as in PyTorch.
 public let ignoredLabel: Int32 = -100

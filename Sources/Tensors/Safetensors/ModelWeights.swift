@@ -1,4 +1,4 @@
-public import PEFTSupport
+import PEFTSupport
 
 /// The weights of a Hugging Face model folder: one safetensors file or a sharded set.
 public struct ModelWeights: Sendable {

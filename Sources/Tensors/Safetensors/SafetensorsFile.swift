@@ -1,5 +1,5 @@
 import BLASKernels
-public import PEFTSupport
+import PEFTSupport
 
 /// A memory-mapped safetensors file: tensors are windows of the file, read when they are used.
 public struct SafetensorsFile: Sendable {
@@ -20,7 +20,7 @@ public struct SafetensorsFile: Sendable {
     self.path = path
     let file = try MappedFile(path: path)
     let size = file.byteCount
-    do {
+    do throws(PEFTError) {
       guard size >= 8 else {
         throw SafetensorsHeader.malformed("\(size) bytes are too few for a header")
       }

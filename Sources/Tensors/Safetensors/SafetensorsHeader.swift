@@ -1,4 +1,4 @@
-public import PEFTSupport
+import PEFTSupport
 
 /// Where a tensor lies in a safetensors file.
 public struct SafetensorsEntry: Sendable, Equatable {

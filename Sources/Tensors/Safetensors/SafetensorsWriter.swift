@@ -1,5 +1,5 @@
 import BLASKernels
-public import PEFTSupport
+import PEFTSupport
 
 /// A tensor to be written.
 public struct SafetensorsItem {

@@ -1,4 +1,4 @@
-public import BLASKernels
+import BLASKernels
 
 /// A weight matrix of 32-bit floats.
 public struct DenseMatrix: WeightMatrix {

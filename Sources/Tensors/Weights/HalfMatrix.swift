@@ -1,4 +1,4 @@
-public import BLASKernels
+import BLASKernels
 
 /// A weight matrix of 16-bit floats, bf16 or f16.
 public struct HalfMatrix: WeightMatrix {

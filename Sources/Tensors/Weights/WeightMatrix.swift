@@ -1,4 +1,4 @@
-public import BLASKernels
+import BLASKernels
 
 /// A frozen matrix of shape `[rows, columns]` in some storage format: dense, half precision or
 /// quantised.
