@@ -6,12 +6,14 @@ let swiftSettings: [SwiftSetting] = [
 ]
 
 /// A library target and the test target that goes with it.
-func module(_ name: String, _ dependencies: [Target.Dependency]) -> [Target] {
+func module(
+  _ name: String, _ dependencies: [Target.Dependency], testing: [Target.Dependency] = []
+) -> [Target] {
   [
     .target(name: name, dependencies: dependencies, swiftSettings: swiftSettings),
     .testTarget(
       name: "\(name)Tests",
-      dependencies: [.target(name: name), "TestSupport"] + dependencies,
+      dependencies: [.target(name: name), "TestSupport"] + dependencies + testing,
       swiftSettings: swiftSettings),
   ]
 }
@@ -66,7 +68,7 @@ let package = Package(
     + module("NN", ["Tensors"])
     // Adapters.
     + module("PEFTCore", ["NN"])
-    + module("TunerLoRA", ["PEFTCore"])
+    + module("TunerLoRA", ["PEFTCore"], testing: ["Models"])
     // Models and training.
     + module("Tokenizers", ["PEFTSupport"])
     + module("Models", ["NN"])

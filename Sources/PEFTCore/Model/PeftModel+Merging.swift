@@ -39,7 +39,7 @@ extension PeftModel {
   ///
   /// - Returns: The base model.
   @discardableResult
-  public func unload() -> Base {
+  public func unload() -> any Module {
     unmerge()
     return removeAll()
   }
@@ -49,12 +49,12 @@ extension PeftModel {
   /// - Returns: The base model with changed weights.
   /// - Throws: What ``merge(_:safe:)`` throws.
   @discardableResult
-  public func mergeAndUnload(safe: Bool = false) throws -> Base {
+  public func mergeAndUnload(safe: Bool = false) throws -> any Module {
     if mergedAdapters.isEmpty { try merge(safe: safe) }
     return removeAll()
   }
 
-  private func removeAll() -> Base {
+  private func removeAll() -> any Module {
     for (_, host) in hosts {
       if let stack = host.adapters as? AdapterStack,
         let copy = selection.active.lazy.compactMap({ stack.copy($0) }).first

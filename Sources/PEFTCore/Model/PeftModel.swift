@@ -12,9 +12,9 @@ import Tensors
 /// let peft = PeftModel(model, info: info, registry: .standard)
 /// try peft.add("default", LoRAConfig(rank: 8, alpha: 16))
 /// ```
-public final class PeftModel<Base: Module> {
+public final class PeftModel {
   /// The base model.
-  public let base: Base
+  public let base: any Module
   /// What is known of the base besides its modules.
   public let info: BaseModelInfo
   /// The methods that can be used.
@@ -27,7 +27,7 @@ public final class PeftModel<Base: Module> {
   let modules: [(path: String, module: any Module)]
 
   /// Wraps a model whose layers carry no adapters yet.
-  public init(_ base: Base, info: BaseModelInfo, registry: TunerRegistry) {
+  public init(_ base: any Module, info: BaseModelInfo, registry: TunerRegistry) {
     self.base = base
     self.info = info
     self.registry = registry
