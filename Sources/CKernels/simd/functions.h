@@ -37,7 +37,7 @@ ALWAYS vf vtanh(vf x) {
   t = t * s - 0.33333278f;
   vf near = x + x * s * t;
   vf far = 1.0f - 2.0f / (vexp(a + a) + 1.0f);
-  far = (vf)((vi)far | ((vi)x & (vi)splat(-0.0f)));
+  far = (vf)((vi)far | ((vi)x & (int)0x80000000));
   return blend((vi)(a < 0.625f), near, far);
 }
 
