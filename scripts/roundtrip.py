@@ -354,7 +354,8 @@ def check_modes(subject: Subject, adapters, data: Path, tool: Tool, report: Repo
     if subject.is_classifier:
         base = tool.folder / subject.name / "base"
         subject.base().save_pretrained(base)
-        compare("active, saved base", subject.load(first, path=base), tool.forward(base, inputs, *one))
+        model = subject.load(first, path=base)
+        compare("active, saved base", model, tool.forward(base, inputs, *one))
     model = subject.load(first, path=base)
     with model.disable_adapter():
         compare("disabled", model, tool.forward(base, inputs, *one, "--active", ""))
