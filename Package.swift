@@ -1,17 +1,20 @@
 // swift-tools-version: 6.2
 import PackageDescription
 
-let swiftSettings: [SwiftSetting] = [
-  .swiftLanguageMode(.v6)
-]
+let swiftSettings: [SwiftSetting] =
+  [.swiftLanguageMode(.v6)]
+  // Set by scripts/test; those who only use the package get warnings as warnings.
+  + (Context.environment["PEFT_WARNINGS_AS_ERRORS"] == nil ? [] : [.treatAllWarnings(as: .error)])
 
 /// A library target and the test target that goes with it.
-func module(_ name: String, _ dependencies: [Target.Dependency]) -> [Target] {
+func module(
+  _ name: String, _ dependencies: [Target.Dependency], testing: [Target.Dependency] = []
+) -> [Target] {
   [
     .target(name: name, dependencies: dependencies, swiftSettings: swiftSettings),
     .testTarget(
       name: "\(name)Tests",
-      dependencies: [.target(name: name), "TestSupport"] + dependencies,
+      dependencies: [.target(name: name), "TestSupport"] + dependencies + testing,
       swiftSettings: swiftSettings),
   ]
 }
@@ -23,6 +26,7 @@ let package = Package(
     .library(name: "PEFT", targets: ["PEFT"]),
     .library(name: "PEFTCore", targets: ["PEFTCore"]),
     .library(name: "TunerLoRA", targets: ["TunerLoRA"]),
+    .library(name: "Models", targets: ["Models"]),
     .executable(name: "peft", targets: ["PEFTCommand"]),
   ],
   traits: [
@@ -51,19 +55,22 @@ let package = Package(
         .target(name: "COneDNN", condition: .when(traits: ["OneDNN"])),
       ],
       cSettings: [.define("PEFT_ONEDNN", .when(traits: ["OneDNN"]))],
-      linkerSettings: [.linkedLibrary("gomp"), .linkedLibrary("m")]),
+      linkerSettings: [
+        .linkedLibrary("openblas"), .linkedLibrary("dnnl", .when(traits: ["OneDNN"])),
+        .linkedLibrary("gomp"), .linkedLibrary("m"),
+      ]),
 
     // Shared by the tests: where the real models are, and approximate comparison.
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: swiftSettings),
   ]
     // Kernels, tensors, modules.
     + module("PEFTSupport", [])
-    + module("BLASKernels", ["CKernels"])
+    + module("BLASKernels", ["CKernels", "PEFTSupport"])
     + module("Tensors", ["BLASKernels", "PEFTSupport"])
     + module("NN", ["Tensors"])
     // Adapters.
     + module("PEFTCore", ["NN"])
-    + module("TunerLoRA", ["PEFTCore"])
+    + module("TunerLoRA", ["PEFTCore"], testing: ["Models"])
     // Models and training.
     + module("Tokenizers", ["PEFTSupport"])
     + module("Models", ["NN"])

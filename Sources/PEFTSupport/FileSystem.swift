@@ -200,15 +200,15 @@ public struct OutputFile: ~Copyable {
 
   /// Appends bytes.
   public borrowing func write(_ bytes: [UInt8]) throws(PEFTError) {
-    var failure: PEFTError?
-    bytes.withUnsafeBytes { buffer in
-      do throws(PEFTError) { try write(buffer) } catch { failure = error }
-    }
-    if let failure { throw failure }
+    try write(bytes.span.bytes)
   }
 
   /// Appends bytes.
-  public borrowing func write(_ buffer: UnsafeRawBufferPointer) throws(PEFTError) {
+  public borrowing func write(_ bytes: RawSpan) throws(PEFTError) {
+    try bytes.withUnsafeBytes { (buffer) throws(PEFTError) in try write(buffer) }
+  }
+
+  private borrowing func write(_ buffer: UnsafeRawBufferPointer) throws(PEFTError) {
     var done = 0
     while done < buffer.count {
       let count = Glibc.write(descriptor, buffer.baseAddress! + done, buffer.count - done)

@@ -16,10 +16,17 @@ public enum TestData {
     return nil
   }
 
+  /// The path of a committed golden, under Tests/Goldens.
+  public static func golden(_ relative: String) -> String { "\(package)/Tests/Goldens/\(relative)" }
+
+  /// The package's folder.
+  public static var package: String {
+    // Tests/TestSupport/TestData.swift is three levels below it.
+    "/" + #filePath.split(separator: "/").dropLast(3).joined(separator: "/")
+  }
+
   private static var root: String {
     if let path = getenv("PEFT_TEST_DATA") { return String(cString: path) }
-    // Tests/TestSupport/TestData.swift is three levels below the package.
-    let package = #filePath.split(separator: "/").dropLast(3).joined(separator: "/")
-    return "/\(package)/../shared/data"
+    return "\(package)/../shared/data"
   }
 }

@@ -1,0 +1,13 @@
+// Everything that is compiled once for each instruction set.
+
+// clang-format off
+#include "vector.h"
+#include "functions.h"
+#include "elementwise.h"
+#include "rows.h"
+#include "loss.h"
+#include "norms.h"
+#include "random.h"
+#include "gemv.h"
+#include "attention.h"
+// clang-format on

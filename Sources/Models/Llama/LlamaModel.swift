@@ -1,0 +1,145 @@
+import NN
+import PEFTSupport
+import Tensors
+
+/// Llama (Touvron et al., arXiv 2302.13971) and Qwen2: a decoder with RMS norms, rotary positions,
+/// grouped-query attention and SwiGLU.
+public final class LlamaModel: TransformerModel {
+  public let configuration: ModelConfiguration
+  let embedTokens: Embedding
+  let layers: ModuleList<LlamaDecoderLayer>
+  let norm: RMSNorm
+  private let shape: LlamaShape
+
+  init(
+    _ configuration: ModelConfiguration, _ shape: LlamaShape, _ builder: ModuleBuilder
+  ) throws(PEFTError) {
+    self.configuration = configuration
+    self.shape = shape
+    embedTokens = try builder.embedding(
+      "embed_tokens", shape.vocabulary, shape.hidden, paddingIndex: shape.paddingIndex)
+    var layers: [LlamaDecoderLayer] = []
+    for index in 0..<shape.layers {
+      layers.append(
+        try LlamaDecoderLayer(shape, index: index, builder["layers"]["\(index)"]))
+    }
+    self.layers = ModuleList(layers)
+    norm = try builder.rmsNorm(
+      "norm", shape.hidden, epsilon: shape.epsilon, typeName: "\(shape.family)RMSNorm")
+  }
+
+  public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
+    let positions = shape.rotary(batch.layout.positions)
+    var x = embedTokens(batch.tokenIDs, context)
+    for layer in layers.elements {
+      if context.recomputesBlocks && context.isTraining {
+        x = checkpoint([x]) { layer($0[0], positions, context) }
+      } else {
+        x = layer(x, positions, context)
+      }
+    }
+    context.cache?.advance(by: (0..<batch.layout.count).map { batch.layout.range($0).count })
+    return norm(x, context)
+  }
+
+  public var typeName: String { "\(shape.family)Model" }
+  public var children: [(name: String, module: any Module)] {
+    [
+      ("embed_tokens", embedTokens), ("layers", layers), ("norm", norm),
+      ("rotary_emb", Inert("\(shape.family)RotaryEmbedding")),
+    ]
+  }
+}
+
+/// Llama or Qwen2 with its output head, tied to the embedding or not.
+public final class LlamaForCausalLM: CausalLanguageModel {
+  public let configuration: ModelConfiguration
+  let model: LlamaModel
+  let lmHead: Linear
+  private let family: String
+
+  init(
+    _ configuration: ModelConfiguration, _ shape: LlamaShape, _ builder: ModuleBuilder
+  ) throws(PEFTError) {
+    self.configuration = configuration
+    family = shape.family
+    model = try LlamaModel(configuration, shape, builder["model"])
+    if shape.isTied {
+      var parameters = model.embedTokens.parameters
+      parameters.isTied = true
+      lmHead = Linear(parameters, inputFeatures: shape.hidden, outputFeatures: shape.vocabulary)
+    } else {
+      lmHead = try builder.linear("lm_head", shape.hidden, shape.vocabulary, bias: false)
+    }
+  }
+
+  public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
+    model.lastHiddenState(batch, context)
+  }
+
+  public func logits(fromHidden hidden: Tensor, _ context: ForwardContext) -> Tensor {
+    lmHead(hidden, context)
+  }
+
+  public var typeName: String { "\(family)ForCausalLM" }
+  public var children: [(name: String, module: any Module)] {
+    [("model", model), ("lm_head", lmHead)]
+  }
+}
+
+/// Llama or Qwen2 with a classifier on the last token's hidden state, as transformers has it.
+public final class LlamaForSequenceClassification: SequenceClassifier {
+  public let configuration: ModelConfiguration
+  let model: LlamaModel
+  let score: Linear
+  private let family: String
+
+  init(
+    _ configuration: ModelConfiguration, _ shape: LlamaShape, labels: Int, _ builder: ModuleBuilder
+  ) throws(PEFTError) {
+    self.configuration = configuration
+    family = shape.family
+    model = try LlamaModel(configuration, shape, builder["model"])
+    score = try builder.linear("score", shape.hidden, labels, bias: false)
+  }
+
+  public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
+    model.lastHiddenState(batch, context)
+  }
+
+  public func logits(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
+    score(lastHiddenState(batch, context).selectRows(batch.layout.lastRows), context)
+  }
+
+  public var typeName: String { "\(family)ForSequenceClassification" }
+  public var children: [(name: String, module: any Module)] {
+    [("model", model), ("score", score)]
+  }
+}
+
+extension ModelFamily {
+  static let llama = decoder("llama", "Llama")
+  static let qwen2 = decoder("qwen2", "Qwen2")
+
+  private static func decoder(_ modelType: String, _ family: String) -> ModelFamily {
+    ModelFamily(
+      modelType: modelType, basePrefix: "model",
+      outputHeads: { head in
+        switch head {
+        case .none: return []
+        case .causalLM: return ["lm_head"]
+        case .sequenceClassification: return ["score"]
+        }
+      },
+      build: { configuration, head, builder throws(PEFTError) in
+        let shape = try LlamaShape(configuration, family: family)
+        switch head {
+        case .none: return try LlamaModel(configuration, shape, builder)
+        case .causalLM: return try LlamaForCausalLM(configuration, shape, builder)
+        case .sequenceClassification(let labels):
+          return try LlamaForSequenceClassification(
+            configuration, shape, labels: labels, builder)
+        }
+      })
+  }
+}

@@ -1,0 +1,120 @@
+import NN
+import PEFTSupport
+import Tensors
+
+/// What a model is built for; decides its head.
+public enum ModelHead: Sendable, Equatable {
+  /// The base model alone.
+  case none
+  /// A classifier with so many labels.
+  case sequenceClassification(labels: Int)
+  /// The output head of a language model.
+  case causalLM
+}
+
+/// How a model is built.
+public struct ModelOptions: Sendable {
+  /// What the matrices are kept in.
+  public var precision: WeightPrecision = .float32
+  /// Members that replace those of config.json.
+  public var overrides = JSONObject()
+  /// Whether all weights are drawn at random, so that config.json is enough.
+  public var randomWeights = false
+  /// Seed of random weights and of a new head.
+  public var seed: UInt64 = 0
+
+  /// Creates the default options.
+  public init() {}
+}
+
+/// Builds models from Hugging Face folders.
+public enum ModelLoader {
+  /// Builds a model from a folder's config.json and weights.
+  ///
+  /// A head that the weights lack is initialised at random, as transformers does.
+  ///
+  /// - Parameters:
+  ///   - folder: The folder.
+  ///   - head: The head; `nil` takes the one that `architectures` names.
+  ///   - options: Precision, overrides, random weights.
+  /// - Throws: ``PEFTError``: a missing or malformed file, an unknown model type, a tensor that is
+  ///   missing or of the wrong shape.
+  public static func load(
+    _ folder: String, head: ModelHead? = nil, options: ModelOptions = ModelOptions()
+  ) throws(PEFTError) -> LoadedModel {
+    let configuration = try ModelConfiguration(folder: folder, overrides: options.overrides)
+    let family = try family(configuration)
+    let head = if let head { head } else { try defaultHead(configuration) }
+    let deviation = Float(try configuration.double("initializer_range", default: 0.02))
+    let random = RandomSource(
+      seed: options.seed, deviation: deviation, precision: options.precision)
+    var checkpoint: CheckpointSource?
+    if !options.randomWeights {
+      checkpoint = CheckpointSource(
+        try ModelWeights(folder: folder), precision: options.precision,
+        basePrefix: family.basePrefix, randomPrefixes: ["classifier", "score", "bert.pooler", "pooler"],
+        fallback: random)
+    }
+    let source: any ParameterSource = checkpoint ?? random
+    let model = try family.build(configuration, head, ModuleBuilder(source))
+    return LoadedModel(
+      model: model, head: head, folder: folder, newParameters: checkpoint?.initialized ?? [],
+      outputHeads: family.outputHeads(head))
+  }
+
+  private static func family(_ configuration: ModelConfiguration) throws(PEFTError) -> ModelFamily {
+    guard let family = ModelFamily.all.first(where: { $0.modelType == configuration.modelType })
+    else {
+      throw PEFTError(
+        .unsupported, "the model type '\(configuration.modelType)' is not supported",
+        at: configuration.path,
+        remedy: "Supported: \(ModelFamily.all.map(\.modelType).sorted().joined(separator: ", ")).")
+    }
+    return family
+  }
+
+  private static func defaultHead(
+    _ configuration: ModelConfiguration
+  ) throws(PEFTError) -> ModelHead {
+    for name in configuration.architectures {
+      if name.hasSuffix("ForCausalLM") { return .causalLM }
+      if name.hasSuffix("ForSequenceClassification") {
+        return .sequenceClassification(labels: try labelCount(configuration))
+      }
+    }
+    return .none
+  }
+
+  /// The number of labels that config.json speaks of: `num_labels`, else the size of `id2label`.
+  public static func labelCount(_ configuration: ModelConfiguration) throws(PEFTError) -> Int {
+    if let labels = configuration.object["id2label"]?.object { return labels.members.count }
+    return try configuration.int("num_labels", default: 2)
+  }
+}
+
+/// A model with what was learnt while building it.
+public struct LoadedModel {
+  /// The model: a ``SequenceClassifier``, a ``CausalLanguageModel`` or a bare base.
+  public let model: any TransformerModel
+  /// Its head.
+  public let head: ModelHead
+  /// The folder that it came from.
+  public let folder: String
+  /// Parameters that the files lacked and that were drawn at random.
+  public let newParameters: [String]
+  /// Paths of the output heads, which `all-linear` leaves out.
+  public let outputHeads: [String]
+}
+
+/// An architecture: its `model_type` and how it is built.
+struct ModelFamily: Sendable {
+  let modelType: String
+  /// The attribute that holds the base in a model with a head.
+  let basePrefix: String
+  let outputHeads: @Sendable (ModelHead) -> [String]
+  let build:
+    @Sendable (ModelConfiguration, ModelHead, ModuleBuilder) throws(PEFTError)
+      -> any TransformerModel
+
+  static let all: [ModelFamily] = [.bert, .llama, .qwen2]
+}

@@ -1,0 +1,105 @@
+import PEFTSupport
+
+/// The members of a model's `config.json`, read with defaults and checked.
+public struct ModelConfiguration: Sendable {
+  /// The file's members, overrides applied.
+  public let object: JSONObject
+  /// The file, for errors.
+  public let path: String
+
+  /// Creates a configuration from members.
+  public init(_ object: JSONObject, path: String = "config.json") {
+    self.object = object
+    self.path = path
+  }
+
+  /// Reads `config.json` in a model folder.
+  ///
+  /// - Parameters:
+  ///   - folder: The folder.
+  ///   - overrides: Members that replace those of the file.
+  /// - Throws: ``PEFTError`` when the folder or file is missing or malformed.
+  public init(folder: String, overrides: JSONObject = JSONObject()) throws(PEFTError) {
+    guard FileSystem.isDirectory(folder) else {
+      throw PEFTError(.fileNotFound, "no such model folder", at: folder, remedy: "Check the path.")
+    }
+    path = FileSystem.join(folder, "config.json")
+    guard var object = try FileSystem.readJSON(path).object else {
+      throw PEFTError(.malformedFile, "is not a JSON object", at: path)
+    }
+    for (key, value) in overrides.members { object[key] = value }
+    self.object = object
+  }
+
+  /// `model_type`.
+  public var modelType: String { object["model_type"]?.string ?? "" }
+  /// The class names in `architectures`.
+  public var architectures: [String] {
+    object["architectures"]?.array?.compactMap(\.string) ?? []
+  }
+
+  /// A positive integer that must be there, unless a default is given.
+  public func int(_ key: String, default fallback: Int? = nil) throws(PEFTError) -> Int {
+    guard let value = object[key], !value.isNull else {
+      guard let fallback else { throw missing(key) }
+      return fallback
+    }
+    guard let number = value.int, number > 0 else { throw wrong(key, "a positive integer", value) }
+    return number
+  }
+
+  /// An integer that may be absent.
+  public func optionalInt(_ key: String) throws(PEFTError) -> Int? {
+    guard let value = object[key], !value.isNull else { return nil }
+    if let number = value.int { return number }
+    // Some files list several ids, of which the first is the main one.
+    if let first = value.array?.first?.int { return first }
+    throw wrong(key, "an integer", value)
+  }
+
+  /// A number.
+  public func double(_ key: String, default fallback: Double) throws(PEFTError) -> Double {
+    guard let value = object[key], !value.isNull else { return fallback }
+    guard let number = value.double else { throw wrong(key, "a number", value) }
+    return number
+  }
+
+  /// A Boolean.
+  public func bool(_ key: String, default fallback: Bool) throws(PEFTError) -> Bool {
+    guard let value = object[key], !value.isNull else { return fallback }
+    guard let flag = value.bool else { throw wrong(key, "true or false", value) }
+    return flag
+  }
+
+  /// A string.
+  public func string(_ key: String, default fallback: String) throws(PEFTError) -> String {
+    guard let value = object[key], !value.isNull else { return fallback }
+    guard let text = value.string else { throw wrong(key, "a string", value) }
+    return text
+  }
+
+  /// A probability.
+  public func probability(_ key: String, default fallback: Double) throws(PEFTError) -> Double {
+    let value = try double(key, default: fallback)
+    guard (0..<1).contains(value) else {
+      throw wrong(key, "a number from 0 to below 1", .double(value))
+    }
+    return value
+  }
+
+  /// Refuses a feature of the architecture that is not implemented.
+  public func unsupported(_ key: String, _ value: String) -> PEFTError {
+    PEFTError(
+      .unsupported, "'\(key)': \(value) is not supported for model type '\(modelType)'", at: path)
+  }
+
+  private func missing(_ key: String) -> PEFTError {
+    PEFTError(.invalidConfiguration, "the key '\(key)' is missing", at: path)
+  }
+
+  private func wrong(_ key: String, _ expected: String, _ value: JSONValue) -> PEFTError {
+    PEFTError(
+      .invalidConfiguration, "'\(key)' is \(value.text(.spaced)), \(expected) was expected",
+      at: path)
+  }
+}

@@ -1,0 +1,56 @@
+import NN
+import Tensors
+
+/// Token ids of a batch, packed: the sequences stand one after the other.
+public struct TokenBatch: Sendable {
+  /// One id for each row.
+  public var tokenIDs: [Int32]
+  /// Segment of each row, for encoders that know segments; `nil` is segment 0 everywhere.
+  public var tokenTypeIDs: [Int32]?
+  /// Which rows form which sequence.
+  public var layout: SequenceLayout
+
+  /// Creates a batch.
+  public init(tokenIDs: [Int32], tokenTypeIDs: [Int32]? = nil, layout: SequenceLayout) {
+    precondition(tokenIDs.count == layout.rows)
+    precondition(tokenTypeIDs.map { $0.count == layout.rows } ?? true)
+    self.tokenIDs = tokenIDs
+    self.tokenTypeIDs = tokenTypeIDs
+    self.layout = layout
+  }
+
+  /// Packs sequences.
+  public init(_ sequences: [[Int32]], tokenTypeIDs: [[Int32]]? = nil) {
+    self.init(
+      tokenIDs: sequences.flatMap { $0 }, tokenTypeIDs: tokenTypeIDs?.flatMap { $0 },
+      layout: SequenceLayout(lengths: sequences.map(\.count)))
+  }
+}
+
+/// A transformer with Hugging Face's structure and names.
+public protocol TransformerModel: Module {
+  /// The members of config.json that it was built from.
+  var configuration: ModelConfiguration { get }
+
+  /// The hidden states after the last layer, `[rows, hidden]`.
+  func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor
+}
+
+/// A model with one row of logits for each sequence.
+public protocol SequenceClassifier: TransformerModel {
+  /// The logits, `[sequences, labels]`.
+  func logits(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor
+}
+
+/// A model with a row of vocabulary logits for each token.
+public protocol CausalLanguageModel: TransformerModel {
+  /// The logits of rows of hidden states: `[rows, hidden]` to `[rows, vocabulary]`.
+  func logits(fromHidden hidden: Tensor, _ context: ForwardContext) -> Tensor
+}
+
+extension CausalLanguageModel {
+  /// The logits of every token, `[rows, vocabulary]`.
+  public func logits(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
+    logits(fromHidden: lastHiddenState(batch, context), context)
+  }
+}

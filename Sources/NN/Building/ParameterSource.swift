@@ -1,0 +1,152 @@
+import PEFTSupport
+import Tensors
+
+/// Where a model's initial parameters come from: files, or a seeded generator.
+public protocol ParameterSource: AnyObject {
+  /// A matrix `[rows, columns]` for a linear layer or an embedding.
+  func matrix(_ name: String, rows: Int, columns: Int) throws(PEFTError) -> any WeightMatrix
+  /// A vector: a bias (initially 0) or the weight of a norm (initially 1).
+  func vector(_ name: String, count: Int, initial: Float) throws(PEFTError) -> Tensor
+  /// Whether there is anything under the name.
+  func contains(_ name: String) -> Bool
+}
+
+/// Parameters from a Hugging Face folder.
+public final class CheckpointSource: ParameterSource {
+  private let weights: ModelWeights
+  private let precision: WeightPrecision
+  private let basePrefix: String
+  private let fallback: RandomSource?
+  private let randomNames: Set<String>
+  private var used: Set<String> = []
+  /// Names that were not in the files and were drawn at random instead.
+  public private(set) var initialized: [String] = []
+
+  /// Creates a source.
+  ///
+  /// - Parameters:
+  ///   - weights: The files.
+  ///   - precision: What matrices are kept in.
+  ///   - basePrefix: The attribute under which a model with a head holds its base ("bert",
+  ///     "model"): names are found with and without it, as transformers finds them.
+  ///   - randomPrefixes: Modules that a checkpoint may lack, such as a new head.
+  ///   - fallback: What makes those.
+  public init(
+    _ weights: ModelWeights, precision: WeightPrecision, basePrefix: String,
+    randomPrefixes: Set<String> = [], fallback: RandomSource? = nil
+  ) {
+    self.weights = weights
+    self.precision = precision
+    self.basePrefix = basePrefix
+    self.fallback = fallback
+    randomNames = randomPrefixes
+  }
+
+  public func contains(_ name: String) -> Bool { resolve(name) != nil }
+
+  public func matrix(
+    _ name: String, rows: Int, columns: Int
+  ) throws(PEFTError) -> any WeightMatrix {
+    guard let stored = resolve(name) else {
+      return try missing(name) { (source) throws(PEFTError) in
+        try source.matrix(name, rows: rows, columns: columns)
+      }
+    }
+    let file = try open(stored, shape: [rows, columns])
+    switch precision {
+    case .float32: return DenseMatrix(try file.tensor(stored))
+    case .bfloat16:
+      let matrix = try file.matrix(stored, precision: .bfloat16Inputs)
+      if matrix.format == "bfloat16" { return matrix }
+      return HalfMatrix(
+        rounding: matrix.dequantized(), to: .bfloat16, precision: .bfloat16Inputs)
+    }
+  }
+
+  public func vector(_ name: String, count: Int, initial: Float) throws(PEFTError) -> Tensor {
+    guard let stored = resolve(name) else {
+      return try missing(name) { (source) throws(PEFTError) in
+        try source.vector(name, count: count, initial: initial)
+      }
+    }
+    return try open(stored, shape: [count]).tensor(stored)
+  }
+
+  /// Tensors in the files that no module asked for.
+  public var unused: [String] { weights.names.filter { !used.contains($0) } }
+
+  private func resolve(_ name: String) -> String? {
+    if weights[name] != nil { return name }
+    let prefix = basePrefix + "."
+    if name.hasPrefix(prefix) {
+      let short = String(name.dropFirst(prefix.count))
+      return weights[short] == nil ? nil : short
+    }
+    return weights[prefix + name] == nil ? nil : prefix + name
+  }
+
+  private func open(_ stored: String, shape: [Int]) throws(PEFTError) -> SafetensorsFile {
+    let file = weights.file(of: stored)!
+    let entry = try file.entry(stored)
+    guard entry.shape == shape else {
+      throw PEFTError(
+        .shapeMismatch,
+        "the tensor '\(stored)' has shape \(entry.shape), config.json asks for \(shape)",
+        at: file.path, remedy: "The weights and config.json belong to different models.")
+    }
+    used.insert(stored)
+    return file
+  }
+
+  private func missing<Value>(
+    _ name: String, _ make: (RandomSource) throws(PEFTError) -> Value
+  ) throws(PEFTError) -> Value {
+    if let fallback, randomNames.contains(where: { name == $0 || name.hasPrefix($0 + ".") }) {
+      initialized.append(name)
+      return try make(fallback)
+    }
+    throw PEFTError(
+      .missingTensor, "the tensor '\(name)' is missing", at: weights.folder,
+      remedy: "The weights and config.json belong to different models, or a shard is missing.")
+  }
+}
+
+/// What the matrices of a model are kept and multiplied in.
+public enum WeightPrecision: String, Sendable, CaseIterable {
+  /// 32-bit floats, exact mode.
+  case float32
+  /// bf16, with bf16 products where the CPU has them.
+  case bfloat16
+}
+
+/// Seeded random parameters: normal matrices, as transformers initialises a new model.
+public final class RandomSource: ParameterSource {
+  private let seed: UInt64
+  private let deviation: Float
+  private let precision: WeightPrecision
+
+  /// Creates a source; `deviation` is config.json's `initializer_range`.
+  public init(seed: UInt64, deviation: Float, precision: WeightPrecision) {
+    self.seed = seed
+    self.deviation = deviation
+    self.precision = precision
+  }
+
+  public func contains(_ name: String) -> Bool { true }
+
+  public func matrix(
+    _ name: String, rows: Int, columns: Int
+  ) throws(PEFTError) -> any WeightMatrix {
+    let values = Tensor.normal(
+      [rows, columns], deviation: deviation, key: DropoutKey(seed: seed, stream: siteID(name)))
+    switch precision {
+    case .float32: return DenseMatrix(values)
+    case .bfloat16:
+      return HalfMatrix(rounding: values, to: .bfloat16, precision: .bfloat16Inputs)
+    }
+  }
+
+  public func vector(_ name: String, count: Int, initial: Float) throws(PEFTError) -> Tensor {
+    Tensor(repeating: initial, shape: [count])
+  }
+}

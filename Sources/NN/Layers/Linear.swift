@@ -1,0 +1,37 @@
+import Tensors
+
+/// A linear layer: x·Wᵀ + b, `[…, inputFeatures]` to `[…, outputFeatures]`.
+public final class Linear: AdapterHost {
+  public var parameters: HostParameters
+  public var adapters: (any HostAdapters)?
+  public let inputFeatures: Int
+  public let outputFeatures: Int
+
+  /// Creates a layer; the weight is `[outputFeatures, inputFeatures]`.
+  public init(_ parameters: HostParameters, inputFeatures: Int, outputFeatures: Int) {
+    self.parameters = parameters
+    self.inputFeatures = inputFeatures
+    self.outputFeatures = outputFeatures
+  }
+
+  /// Applies the layer, adapters included.
+  public func callAsFunction(_ x: Tensor, _ context: ForwardContext) -> Tensor {
+    forward(.features(x), context)
+  }
+
+  public func base(_ input: HostInput, _ parameters: HostParameters) -> Tensor {
+    guard case .features(let x) = input else {
+      preconditionFailure("a linear layer takes features, not token ids")
+    }
+    switch parameters.weight {
+    case .matrix(let matrix): return linear(x, matrix, bias: parameters.bias?.tensor)
+    case .parameter(let weight): return linear(x, weight.tensor, bias: parameters.bias?.tensor)
+    }
+  }
+
+  public var typeName: String { "Linear" }
+  public var attributes: String {
+    let bias = parameters.bias == nil ? "False" : "True"
+    return "in_features=\(inputFeatures), out_features=\(outputFeatures), bias=\(bias)"
+  }
+}

@@ -1,0 +1,104 @@
+import Tensors
+
+/// A part of a model: a layer, or a group of them.
+///
+/// The tree of modules has PyTorch's names and structure, since adapter targets, tensor keys and
+/// ``printedTree`` all speak of them. A module lists its children by hand, in the order in which
+/// Hugging Face's class declares them.
+public protocol Module: AnyObject {
+  /// The class name that PyTorch prints.
+  var typeName: String { get }
+  /// What PyTorch prints between the parentheses of a leaf, `in_features=3, …`.
+  var attributes: String { get }
+  /// The parts, with their attribute names.
+  var children: [(name: String, module: any Module)] { get }
+  /// The parameters that belong to this module itself, not to a child.
+  var ownParameters: [ParameterInfo] { get }
+}
+
+extension Module {
+  public var attributes: String { "" }
+  public var children: [(name: String, module: any Module)] { [] }
+  public var ownParameters: [ParameterInfo] { [] }
+
+  /// This module and all below it in depth-first order, each with its dotted path; the path of
+  /// this module is empty.
+  public func namedModules() -> [(path: String, module: any Module)] {
+    var result: [(String, any Module)] = []
+    func visit(_ path: String, _ module: any Module) {
+      result.append((path, module))
+      for (name, child) in module.children {
+        visit(path.isEmpty ? name : "\(path).\(name)", child)
+      }
+    }
+    visit("", self)
+    return result
+  }
+
+  /// All parameters with their full names, `encoder.layer.0.….weight`; tied ones once.
+  public func namedParameters() -> [(name: String, info: ParameterInfo)] {
+    namedModules().flatMap { path, module in
+      module.ownParameters.map { (path.isEmpty ? $0.name : "\(path).\($0.name)", $0) }
+    }
+  }
+}
+
+/// What there is to know about a parameter, whether it is trainable or a frozen matrix.
+public struct ParameterInfo {
+  /// The name within its module: "weight", "bias".
+  public let name: String
+  /// Its shape.
+  public let shape: [Int]
+  /// Its storage format: "float32", "bfloat16", …
+  public let format: String
+  /// The parameter when it may be trained, `nil` for a frozen matrix.
+  public let parameter: Parameter?
+
+  /// Describes a parameter.
+  public init(_ name: String, _ parameter: Parameter) {
+    self.name = name
+    shape = parameter.shape
+    format = "float32"
+    self.parameter = parameter
+  }
+
+  /// Describes a frozen matrix.
+  public init(_ name: String, _ matrix: any WeightMatrix) {
+    self.name = name
+    shape = [matrix.rows, matrix.columns]
+    format = matrix.format
+    parameter = nil
+  }
+
+  /// Number of elements.
+  public var count: Int { shape.reduce(1, *) }
+  /// Whether training changes it.
+  public var isTrainable: Bool { parameter?.isTrainable ?? false }
+}
+
+/// Modules in a row, named by their index.
+public final class ModuleList<Element: Module>: Module {
+  /// The modules.
+  public let elements: [Element]
+
+  /// Creates a list.
+  public init(_ elements: [Element]) { self.elements = elements }
+
+  public var typeName: String { "ModuleList" }
+  public var children: [(name: String, module: any Module)] {
+    elements.enumerated().map { (String($0.offset), $0.element) }
+  }
+}
+
+/// A module without parameters that stands in the tree as PyTorch shows it: an activation, the
+/// rotary embedding.
+public final class Inert: Module {
+  public let typeName: String
+  public let attributes: String
+
+  /// Creates a stand-in.
+  public init(_ typeName: String, _ attributes: String = "") {
+    self.typeName = typeName
+    self.attributes = attributes
+  }
+}

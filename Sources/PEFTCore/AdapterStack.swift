@@ -1,0 +1,217 @@
+import NN
+import PEFTSupport
+import Tensors
+
+/// Which adapters of a model are in use; one object is shared by all slots of the model, so
+/// switching does not visit the layers.
+public final class AdapterSelection {
+  /// Names of the active adapters in the order in which they were chosen.
+  public internal(set) var active: [String] = []
+  /// Whether all adapters are switched off.
+  public internal(set) var isDisabled = false
+}
+
+/// What a host's slot holds: the layers of any number of adapters, and modules trained in full.
+public final class AdapterStack: HostAdapters {
+  /// The host's path in the model.
+  public let path: String
+  /// The model's selection.
+  public let selection: AdapterSelection
+  /// The layers, in the order in which they were added.
+  public private(set) var layers: [(adapter: String, layer: any TunerLayer)] = []
+  /// Fully trained copies of the host's parameters, by adapter.
+  public private(set) var copies: [(adapter: String, parameters: HostParameters)] = []
+  /// Names of the merged adapters.
+  public private(set) var merged: [String] = []
+  private var original: HostParameters?
+
+  init(path: String, selection: AdapterSelection) {
+    self.path = path
+    self.selection = selection
+  }
+
+  /// The layer of an adapter.
+  public func layer(_ adapter: String) -> (any TunerLayer)? {
+    layers.first { $0.adapter == adapter }?.layer
+  }
+
+  /// The fully trained copy of an adapter.
+  public func copy(_ adapter: String) -> HostParameters? {
+    copies.first { $0.adapter == adapter }?.parameters
+  }
+
+  /// Whether nothing is in the slot.
+  public var isEmpty: Bool { layers.isEmpty && copies.isEmpty }
+
+  func add(_ layer: any TunerLayer, adapter: String) { layers.append((adapter, layer)) }
+  func add(_ copy: HostParameters, adapter: String) { copies.append((adapter, copy)) }
+
+  func remove(_ adapter: String) {
+    layers.removeAll { $0.adapter == adapter }
+    copies.removeAll { $0.adapter == adapter }
+  }
+
+  // MARK: Forward
+
+  public func forward(
+    _ input: HostInput, host: any AdapterHost, _ context: ForwardContext
+  ) -> Tensor {
+    if selection.isDisabled { return host.base(input, original ?? host.parameters) }
+    if let names = context.sequenceAdapters {
+      return forwardMixed(names, input, host: host, context)
+    }
+    return forward(selection.active, input, host: host, context)
+  }
+
+  private func forward(
+    _ active: [String], _ input: HostInput, host: any AdapterHost, _ context: ForwardContext
+  ) -> Tensor {
+    let parameters = active.lazy.compactMap { self.copy($0) }.first ?? host.parameters
+    var sum = host.base(input, parameters)
+    var base: Tensor?
+    for name in active where !merged.contains(name) {
+      guard let layer = layer(name) else { continue }
+      if layer.needsBaseOutput, base == nil {
+        base = original.map { host.base(input, $0) } ?? sum
+      }
+      layer.contribute(
+        LayerCall(
+          input: input, base: layer.needsBaseOutput ? base : nil, host: host, context: context),
+        to: &sum)
+    }
+    return sum
+  }
+
+  /// Each sequence with its own adapter: rows of one adapter are computed together.
+  private func forwardMixed(
+    _ names: [String], _ input: HostInput, host: any AdapterHost, _ context: ForwardContext
+  ) -> Tensor {
+    let layout = context.sequences
+    let perRow = input.rows == layout.rows
+    func rows(_ sequence: Int) -> Range<Int> {
+      perRow ? layout.range(sequence) : sequence..<sequence + 1
+    }
+    var inner = context
+    inner.sequenceAdapters = nil
+    var output = host.base(input, host.parameters)
+    var groups: [(name: String, rows: [Int32])] = []
+    for (sequence, name) in names.enumerated() where layer(name) != nil || copy(name) != nil {
+      let own = rows(sequence).map { Int32($0) }
+      if let place = groups.firstIndex(where: { $0.name == name }) {
+        groups[place].rows += own
+      } else {
+        groups.append((name, own))
+      }
+    }
+    for (name, rows) in groups {
+      let part: Tensor
+      switch input {
+      case .features(let x):
+        part = forwardPart(name, .features(x.selectRows(rows)), rows, output, host, inner)
+      case .tokenIDs(let ids):
+        let own = rows.map { ids[Int($0)] }
+        part = forwardPart(name, .tokenIDs(own), rows, output, host, inner)
+      }
+      for (offset, row) in rows.enumerated() {
+        output.copyRows(of: part.rowRange(offset..<offset + 1), at: Int(row))
+      }
+    }
+    return output
+  }
+
+  private func forwardPart(
+    _ name: String, _ input: HostInput, _ rows: [Int32], _ output: Tensor,
+    _ host: any AdapterHost, _ context: ForwardContext
+  ) -> Tensor {
+    let base = copy(name).map { host.base(input, $0) } ?? output.selectRows(rows)
+    var sum = base
+    layer(name)?.contribute(
+      LayerCall(input: input, base: base, host: host, context: context), to: &sum)
+    return sum
+  }
+
+  // MARK: Merging
+
+  /// Computes the host's parameters with the given adapters merged into the untouched weight.
+  ///
+  /// All deltas are summed first and rounded once.
+  func mergedParameters(
+    _ names: [String], host: any AdapterHost, checkingFinite: Bool
+  ) throws -> HostParameters? {
+    let present = names.filter { layer($0) != nil }
+    guard !present.isEmpty else { return nil }
+    var result = original ?? host.parameters
+    let base = result.matrix
+    let matrix = try base.merging { rows, block in
+      for name in present {
+        try self.layer(name)!.addDelta(rows: rows, to: &block, base: base)
+      }
+      if checkingFinite, !block.allFinite {
+        throw PEFTError(
+          .numericalFailure,
+          "NaNs detected in the merged weights. The adapter "
+            + "\(present.joined(separator: ", ")) seems to be broken",
+          at: self.path)
+      }
+    }
+    result.weight = .matrix(matrix)
+    // A tied weight is no longer the one that it was tied to.
+    result.isTied = false
+    return result
+  }
+
+  func setMerged(_ names: [String], _ parameters: HostParameters, host: any AdapterHost) {
+    if original == nil { original = host.parameters }
+    merged = names
+    host.parameters = parameters
+  }
+
+  /// Restores the untouched parameters, which were kept.
+  func unmerge(host: any AdapterHost) {
+    if let original { host.parameters = original }
+    original = nil
+    merged = []
+  }
+
+  // MARK: Description
+
+  public var ownParameters: [ParameterInfo] {
+    layers.flatMap { adapter, layer in
+      layer.parameters.map { ParameterInfo(Self.memoryKey($0.suffix, adapter), $0.parameter) }
+    }
+      + copies.flatMap { adapter, parameters in
+        parameters.info.compactMap { info in
+          info.parameter.map { ParameterInfo("modules_to_save.\(adapter).\(info.name)", $0) }
+        }
+      }
+  }
+
+  /// `lora_A.weight` of the adapter `x` is `lora_A.x.weight` in memory, as in peft.
+  static func memoryKey(_ suffix: String, _ adapter: String) -> String {
+    guard let dot = suffix.firstIndex(of: ".") else { return "\(suffix).\(adapter)" }
+    return "\(suffix[..<dot]).\(adapter)\(suffix[dot...])"
+  }
+
+  public func printed(around base: PrintedModule) -> PrintedModule {
+    var result = base
+    if !copies.isEmpty {
+      result = PrintedModule(
+        "ModulesToSaveWrapper",
+        children: [
+          ("original_module", base),
+          (
+            "modules_to_save",
+            PrintedModule("ModuleDict", children: copies.map { ($0.adapter, base) })
+          ),
+        ])
+    }
+    var rest = layers
+    while let first = rest.first {
+      let kind = type(of: first.layer)
+      let same = rest.filter { type(of: $0.layer) == kind }
+      rest.removeAll { type(of: $0.layer) == kind }
+      result = first.layer.printed(around: result, layers: same)
+    }
+    return result
+  }
+}

@@ -1,0 +1,73 @@
+import PEFTSupport
+import Tensors
+
+/// The content of a peft adapter folder, before it is put on a model.
+public struct AdapterFolder {
+  /// The folder.
+  public let path: String
+  /// The members of `adapter_config.json`.
+  public let config: JSONObject
+  /// The tensors of `adapter_model.safetensors`.
+  public let tensors: SafetensorsFile
+
+  /// The names of the two files.
+  public static let configName = "adapter_config.json"
+  /// The name of the weights file.
+  public static let weightsName = "adapter_model.safetensors"
+
+  /// Opens a folder.
+  ///
+  /// - Throws: ``PEFTError`` when the folder or one of its files is missing or malformed.
+  public init(_ path: String) throws(PEFTError) {
+    self.path = path
+    guard FileSystem.isDirectory(path) else {
+      throw PEFTError(
+        .fileNotFound, "no such adapter folder", at: path, remedy: "Check the path.")
+    }
+    let configPath = FileSystem.join(path, Self.configName)
+    guard FileSystem.exists(configPath) else {
+      throw PEFTError(
+        .fileNotFound, "Can't find '\(Self.configName)' at '\(path)'",
+        remedy: "An adapter folder holds \(Self.configName) and \(Self.weightsName).")
+    }
+    guard let object = try FileSystem.readJSON(configPath).object else {
+      throw PEFTError(.malformedFile, "is not a JSON object", at: configPath)
+    }
+    config = object
+    let weightsPath = FileSystem.join(path, Self.weightsName)
+    guard FileSystem.exists(weightsPath) else {
+      throw PEFTError(
+        .fileNotFound, "has no \(Self.weightsName)", at: path,
+        remedy: FileSystem.exists(FileSystem.join(path, "adapter_model.bin"))
+          ? "Save the adapter with safe_serialization=True first."
+          : "An adapter folder holds \(Self.configName) and \(Self.weightsName).")
+    }
+    tensors = try SafetensorsFile(weightsPath)
+  }
+
+  /// The path of the config file.
+  public var configPath: String { FileSystem.join(path, Self.configName) }
+}
+
+/// What came of loading adapter weights.
+public struct LoadReport: Sendable {
+  /// Keys that found their place.
+  public internal(set) var matched: [String] = []
+  /// Keys that the adapter has and the file lacks.
+  public internal(set) var missing: [String] = []
+  /// Keys that the file has and the adapter lacks.
+  public internal(set) var unexpected: [String] = []
+
+  /// The report in one line.
+  public var summary: String {
+    "\(matched.count) tensors loaded, \(missing.count) missing, \(unexpected.count) unused"
+  }
+}
+
+/// What came of adding an adapter.
+public struct TargetReport: Sendable {
+  /// Paths of the adapted modules.
+  public internal(set) var matched: [String] = []
+  /// Paths of the modules trained in full.
+  public internal(set) var saved: [String] = []
+}

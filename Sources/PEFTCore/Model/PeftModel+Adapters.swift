@@ -1,0 +1,228 @@
+import NN
+import PEFTSupport
+import Tensors
+
+extension PeftModel {
+  /// Adds a new adapter; the first one becomes active.
+  ///
+  /// When it throws, the model is as it was before.
+  ///
+  /// - Parameters:
+  ///   - name: Unique on this model; no dots.
+  ///   - config: The settings; their type decides the method.
+  ///   - seed: Seed of the initial values.
+  /// - Returns: What was matched.
+  /// - Throws: ``PEFTError``: the name is taken, no module matches, the config does not fit a
+  ///   layer, or the method is not registered.
+  @discardableResult
+  public func add(
+    _ name: String = "default", _ config: some TunerConfig, seed: UInt64 = 0
+  ) throws(PEFTError) -> TargetReport {
+    try add(name, any: config, seed: seed)
+  }
+
+  /// Adds a new adapter from a config of any type; see ``add(_:_:seed:)``.
+  @discardableResult
+  public func add(
+    _ name: String, any config: any TunerConfig, seed: UInt64
+  ) throws(PEFTError) -> TargetReport {
+    try checkNewName(name)
+    let entry = try registry.entry(for: config.object)
+    var config = config
+    if let task = config.taskType {
+      for module in try registry.taskType(task).savedModules
+      where !config.modulesToSave.contains(module) {
+        config.modulesToSave.append(module)
+      }
+    }
+    if config.baseModel == nil { config.baseModel = info.nameOrPath }
+    let (sites, saved) = try match(&config, entry.tuner)
+    // Nothing is put on the model before everything could be made.
+    var made: [(place: Int, layer: any TunerLayer)] = []
+    for place in sites {
+      let (path, host) = hosts[place]
+      let site = AdapterSite(host: host, path: path, adapter: name, config: config, seed: seed)
+      made.append((place, try Self.makeLayer(site, entry)))
+    }
+    for (place, layer) in made {
+      stack(of: hosts[place].host, path: hosts[place].path).add(layer, adapter: name)
+    }
+    for place in saved {
+      let (path, host) = hosts[place]
+      stack(of: host, path: path).add(host.parameters.trainableCopy(), adapter: name)
+    }
+    records.append(
+      AdapterRecord(name: name, config: config, tuner: entry.tuner, sites: sites, saved: saved))
+    if selection.active.isEmpty { selection.active = [name] }
+    updateTrainability()
+    return TargetReport(matched: sites.map { hosts[$0].path }, saved: saved.map { hosts[$0].path })
+  }
+
+  /// Removes an adapter; when it was the only active one, the first of the others becomes active.
+  ///
+  /// - Throws: ``PEFTError`` when the name is unknown or the adapter is merged.
+  public func delete(_ name: String) throws(PEFTError) {
+    guard records.contains(where: { $0.name == name }) else {
+      throw PEFTError(.invalidAdapter, "Adapter \(name) does not exist")
+    }
+    if mergedAdapters.contains(name) {
+      throw PEFTError(
+        .invalidState, "Cannot delete adapter(s) ['\(name)'] while they are merged.",
+        remedy: "Please unmerge them first.")
+    }
+    for (_, host) in hosts {
+      guard let stack = host.adapters as? AdapterStack else { continue }
+      stack.remove(name)
+      if stack.isEmpty { host.adapters = nil }
+    }
+    records.removeAll { $0.name == name }
+    selection.active.removeAll { $0 == name }
+    if selection.active.isEmpty, let first = records.first { selection.active = [first.name] }
+    updateTrainability()
+  }
+
+  /// Makes the given adapters the active ones, and their parameters the trainable ones.
+  ///
+  /// Merged adapters are unmerged first. No names at all leaves the plain base.
+  ///
+  /// - Throws: ``PEFTError`` when a name is unknown, or two of them train the same module in full.
+  public func setActive(_ names: [String]) throws(PEFTError) {
+    var owners: [Int: String] = [:]
+    for name in names {
+      for place in try record(name).saved {
+        if let other = owners[place] {
+          throw PEFTError(
+            .invalidAdapter,
+            "the adapters '\(other)' and '\(name)' both replace the module "
+              + "'\(hosts[place].path)'; only one of them can be active",
+            remedy: "Activate one at a time.")
+        }
+        owners[place] = name
+      }
+    }
+    if !mergedAdapters.isEmpty { unmerge() }
+    selection.active = names
+    updateTrainability()
+  }
+
+  /// Switches all adapters off; the model then computes what the base computes.
+  public func disable() { selection.isDisabled = true }
+
+  /// Switches the active adapters on again.
+  public func enable() { selection.isDisabled = false }
+
+  /// Runs `body` with all adapters off and restores the state before.
+  public func withAdaptersDisabled<Result>(_ body: () throws -> Result) rethrows -> Result {
+    let before = selection.isDisabled
+    selection.isDisabled = true
+    defer { selection.isDisabled = before }
+    return try body()
+  }
+
+  // MARK: Pieces
+
+  private func checkNewName(_ name: String) throws(PEFTError) {
+    if records.contains(where: { $0.name == name }) {
+      throw PEFTError(.invalidAdapter, "Adapter with name '\(name)' already exists.")
+    }
+    if name.isEmpty || name.contains(".") || name.contains("/") || name == "__base__" {
+      throw PEFTError(
+        .invalidAdapter, "'\(name)' cannot be the name of an adapter",
+        remedy: "Use a name that is not empty, without '.' and '/', and not '__base__'.")
+    }
+  }
+
+  private func match(
+    _ config: inout any TunerConfig, _ tuner: any Tuner.Type
+  ) throws(PEFTError) -> (sites: [Int], saved: [Int]) {
+    var selection = config.targets
+    if selection.modules == nil {
+      guard let targets = tuner.defaultTargets(modelType: info.modelType) else {
+        throw PEFTError(
+          .invalidConfiguration,
+          "Please specify `target_modules` in the adapter's config: there is no default for the "
+            + "model type '\(info.modelType)'")
+      }
+      selection.modules = targets
+    }
+    if selection.modules == .allLinear {
+      let heads = info.outputHeads + config.modulesToSave
+      selection.modules = .list(TargetMatcher.expandAllLinear(in: base, outputHeads: heads))
+    }
+    config.targets.modules = selection.modules
+    let matcher = try TargetMatcher(selection, savedModules: config.modulesToSave)
+    var sites: [Int] = []
+    var excluded = 0
+    let places = Dictionary(
+      uniqueKeysWithValues: hosts.enumerated().map { ($0.element.path, $0.offset) })
+    for (path, module) in modules {
+      switch matcher.outcome(path) {
+      case .matched:
+        guard let place = places[path] else {
+          throw PEFTError(
+            .unsupported,
+            "Target module \(module.typeName) is not supported. Only layers with weights can be "
+              + "adapted",
+            at: path, remedy: "Name the layers inside of it instead.")
+        }
+        sites.append(place)
+      case .excluded: excluded += 1
+      case .other: break
+      }
+    }
+    let saved = hosts.indices.filter { place in
+      config.modulesToSave.contains { TargetMatcher.contains(hosts[place].path, $0) }
+    }
+    if sites.isEmpty { throw Self.noMatch(selection, excluded: excluded) }
+    return (sites, saved)
+  }
+
+  private static func noMatch(_ selection: TargetSelection, excluded: Int) -> PEFTError {
+    if excluded > 0 {
+      return PEFTError(
+        .noMatchingModule,
+        "No modules were targeted for adaptation. This might be caused by a combination of "
+          + "mismatched target modules and excluded modules.")
+    }
+    let targets: String
+    switch selection.modules {
+    case .list(let names): targets = "\(names.sorted())"
+    case .regex(let pattern): targets = pattern
+    case .allLinear, nil: targets = "all-linear"
+    }
+    var message = "Target modules \(targets) not found in the base model."
+    if let layers = selection.layers {
+      message += " Note: You specified 'layers_to_transform': \(layers)."
+      if !selection.layersPattern.isEmpty {
+        message += " You also specified 'layers_pattern': \(selection.layersPattern)."
+      }
+    }
+    return PEFTError(
+      .noMatchingModule, message, remedy: "Please check the target modules and try again.")
+  }
+
+  private static func makeLayer(
+    _ site: AdapterSite, _ entry: TunerRegistry.Entry
+  ) throws(PEFTError) -> any TunerLayer {
+    do {
+      for dispatcher in entry.dispatchers {
+        if let layer = try dispatcher.makeLayer(for: site) { return layer }
+      }
+    } catch {
+      throw error.located(at: site.path)
+    }
+    let supported = entry.dispatchers.map(\.supports).joined(separator: ", ")
+    throw PEFTError(
+      .unsupported, "Target module \(site.host.typeName) is not supported", at: site.path,
+      remedy: "Currently, only the following modules are supported: \(supported).")
+  }
+
+  func updateTrainability() {
+    for record in records {
+      let active = selection.active.contains(record.name)
+      forEachParameter(of: record) { parameter, isTrained in
+        parameter.isTrainable = active && isTrained
+      }
+    }
+  }
+}

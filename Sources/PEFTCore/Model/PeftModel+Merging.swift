@@ -1,0 +1,72 @@
+import NN
+import PEFTSupport
+
+extension PeftModel {
+  /// Merges adapters into the base weights; unmerging restores those to the bit.
+  ///
+  /// The deltas of all of them, and of those merged before, are summed first and rounded once.
+  /// When it throws, the model is as it was before.
+  ///
+  /// - Parameters:
+  ///   - names: The adapters; the active ones by default.
+  ///   - safe: Whether merged weights are checked to be finite.
+  /// - Throws: ``PEFTError``: unknown names, or `numericalFailure` from the check.
+  public func merge(_ names: [String]? = nil, safe: Bool = false) throws {
+    let wanted = names ?? selection.active
+    for name in wanted { _ = try record(name) }
+    let added = wanted.filter { !mergedAdapters.contains($0) }
+    if added.isEmpty { return }
+    let all = mergedAdapters + added
+    var results: [(AdapterStack, any AdapterHost, HostParameters)] = []
+    for (_, host) in hosts {
+      guard let stack = host.adapters as? AdapterStack,
+        let merged = try stack.mergedParameters(all, host: host, checkingFinite: safe)
+      else { continue }
+      results.append((stack, host, merged))
+    }
+    for (stack, host, merged) in results { stack.setMerged(all, merged, host: host) }
+    mergedAdapters = all
+  }
+
+  /// Takes all merged adapters out of the base weights again.
+  public func unmerge() {
+    for (_, host) in hosts { (host.adapters as? AdapterStack)?.unmerge(host: host) }
+    mergedAdapters = []
+  }
+
+  /// Removes all adapters; the base is as it was at first. Modules trained in full by an active
+  /// adapter stay replaced, as in peft.
+  ///
+  /// - Returns: The base model.
+  @discardableResult
+  public func unload() -> any Module {
+    unmerge()
+    return removeAll()
+  }
+
+  /// Merges the active adapters for good and removes all adapters.
+  ///
+  /// - Returns: The base model with changed weights.
+  /// - Throws: What ``merge(_:safe:)`` throws.
+  @discardableResult
+  public func mergeAndUnload(safe: Bool = false) throws -> any Module {
+    if mergedAdapters.isEmpty { try merge(safe: safe) }
+    return removeAll()
+  }
+
+  private func removeAll() -> any Module {
+    for (_, host) in hosts {
+      if let stack = host.adapters as? AdapterStack,
+        let copy = selection.active.lazy.compactMap({ stack.copy($0) }).first
+      {
+        host.parameters = copy
+        copy.info.forEach { $0.parameter?.isTrainable = false }
+      }
+      host.adapters = nil
+    }
+    records = []
+    selection.active = []
+    mergedAdapters = []
+    return base
+  }
+}

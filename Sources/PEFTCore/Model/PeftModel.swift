@@ -1,0 +1,102 @@
+import NN
+import PEFTSupport
+import Tensors
+
+/// A base model with adapters.
+///
+/// The base is frozen. Any number of named adapters, of any registered method, live on it side
+/// by side; those that are active add their changes to its layers. Files are peft's: see
+/// ``save(_:adapter:)`` and ``load(_:as:)``.
+///
+/// ```swift
+/// let peft = PeftModel(model, info: info, registry: .standard)
+/// try peft.add("default", LoRAConfig(rank: 8, alpha: 16))
+/// ```
+public final class PeftModel {
+  /// The base model.
+  public let base: any Module
+  /// What is known of the base besides its modules.
+  public let info: BaseModelInfo
+  /// The methods that can be used.
+  public let registry: TunerRegistry
+  /// Which adapters are in use.
+  public let selection = AdapterSelection()
+  var records: [AdapterRecord] = []
+  /// Every layer that can be adapted, with its path, in model order.
+  let hosts: [(path: String, host: any AdapterHost)]
+  let modules: [(path: String, module: any Module)]
+
+  /// Wraps a model whose layers carry no adapters yet.
+  public init(_ base: any Module, info: BaseModelInfo, registry: TunerRegistry) {
+    self.base = base
+    self.info = info
+    self.registry = registry
+    modules = base.namedModules()
+    hosts = modules.compactMap { path, module in
+      (module as? any AdapterHost).map { (path, $0) }
+    }
+  }
+
+  /// The names of the adapters in the order in which they were added.
+  public var adapterNames: [String] { records.map(\.name) }
+  /// The names of the active adapters.
+  public var activeAdapters: [String] { selection.active }
+  /// The names of the merged adapters.
+  public internal(set) var mergedAdapters: [String] = []
+
+  /// The settings of an adapter.
+  public func config(_ adapter: String) throws(PEFTError) -> any TunerConfig {
+    try record(adapter).config
+  }
+
+  /// The task of an adapter, or `nil` when its config names none.
+  public func taskType(_ adapter: String) throws(PEFTError) -> TaskType? {
+    let config = try record(adapter).config
+    guard let name = config.taskType else { return nil }
+    return try registry.taskType(name)
+  }
+
+  func record(_ adapter: String) throws(PEFTError) -> AdapterRecord {
+    guard let record = records.first(where: { $0.name == adapter }) else {
+      throw PEFTError(
+        .invalidAdapter, "Adapter \(adapter) not found.",
+        remedy: "There are: \(adapterNames.joined(separator: ", ")).")
+    }
+    return record
+  }
+
+  func stack(of host: any AdapterHost, path: String) -> AdapterStack {
+    if let stack = host.adapters as? AdapterStack { return stack }
+    let stack = AdapterStack(path: path, selection: selection)
+    host.adapters = stack
+    return stack
+  }
+}
+
+/// What adapters need to know of a base model besides its modules.
+public struct BaseModelInfo: Sendable {
+  /// config.json's `model_type`, which default targets go by.
+  public var modelType: String
+  /// The name or path that goes into adapter configs.
+  public var nameOrPath: String?
+  /// Paths of the heads that `all-linear` leaves out.
+  public var outputHeads: [String]
+
+  /// Creates a description.
+  public init(modelType: String, nameOrPath: String? = nil, outputHeads: [String] = []) {
+    self.modelType = modelType
+    self.nameOrPath = nameOrPath
+    self.outputHeads = outputHeads
+  }
+}
+
+/// One adapter of a model.
+struct AdapterRecord {
+  let name: String
+  var config: any TunerConfig
+  let tuner: any Tuner.Type
+  /// Indices into the model's hosts where it has layers.
+  let sites: [Int]
+  /// Indices into the model's hosts that it trains in full.
+  let saved: [Int]
+}

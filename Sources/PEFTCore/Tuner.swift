@@ -1,0 +1,62 @@
+import NN
+import PEFTSupport
+
+/// A method of parameter-efficient fine-tuning: its config and how it adapts a layer.
+///
+/// A tuner is a type without state. It lives in a target of its own that depends on PEFTCore
+/// alone, and is used once it is registered with a ``TunerRegistry``.
+public protocol Tuner: Sendable {
+  /// The settings of the method.
+  associatedtype Config: TunerConfig
+
+  /// The method's name, `peft_type` in config files.
+  static var peftType: String { get }
+  /// The class name that peft prints around the base model.
+  static var modelTypeName: String { get }
+  /// What makes layers, in order; the first that returns one wins.
+  static var dispatchers: [any Dispatcher] { get }
+
+  /// Whether this tuner handles a config file with the given members.
+  ///
+  /// The default compares `peft_type`. Methods that share one, as DoRA and LoRA do, look further.
+  static func accepts(_ config: JSONObject) -> Bool
+
+  /// The targets for a model type when the config names none.
+  static func defaultTargets(modelType: String) -> TargetModules?
+}
+
+extension Tuner {
+  public static func accepts(_ config: JSONObject) -> Bool {
+    config["peft_type"]?.string == peftType
+  }
+
+  public static func defaultTargets(modelType: String) -> TargetModules? { nil }
+}
+
+/// Makes the adapter layer for a host, if the host is of its kind.
+///
+/// The chain runs in order and the first match wins: custom dispatchers of the application, then
+/// quantised formats, then the tuner's own, the default last.
+public protocol Dispatcher: Sendable {
+  /// What it supports, for the message when none matches.
+  var supports: String { get }
+
+  /// A layer for the site, or `nil` when the host is not of this dispatcher's kind.
+  ///
+  /// - Throws: ``PEFTError`` when the host is of its kind but the config does not fit it.
+  func makeLayer(for site: AdapterSite) throws(PEFTError) -> (any TunerLayer)?
+}
+
+/// Where an adapter is put, and with what settings.
+public struct AdapterSite {
+  /// The layer.
+  public let host: any AdapterHost
+  /// Its dotted path in the model.
+  public let path: String
+  /// The adapter's name.
+  public let adapter: String
+  /// The adapter's settings; of the tuner's own type.
+  public let config: any TunerConfig
+  /// Seed of the initial values.
+  public let seed: UInt64
+}

@@ -1,0 +1,26 @@
+import PEFTSupport
+
+/// The settings of one adapter, as `adapter_config.json` holds them.
+///
+/// Keys that a config does not know are kept in ``unknownKeys`` and written back. A key that is
+/// known but not supported, and not at its default, is an error that names it.
+public protocol TunerConfig: Sendable {
+  /// What the adapter is for; `nil` when it is for no task in particular.
+  var taskType: String? { get set }
+  /// The base model's name or path.
+  var baseModel: String? { get set }
+  /// Which modules are adapted.
+  var targets: TargetSelection { get set }
+  /// Modules that are trained and saved in full.
+  var modulesToSave: [String] { get set }
+  /// Members of the file that the config has no property for.
+  var unknownKeys: JSONObject { get set }
+
+  /// Reads the members of a config file.
+  ///
+  /// - Throws: ``PEFTError`` `invalidConfiguration` or `unsupported`, naming the key.
+  init(_ object: JSONObject) throws(PEFTError)
+
+  /// The members of the config file, `peft_type` and unknown keys included.
+  var object: JSONObject { get }
+}

@@ -1,0 +1,71 @@
+import NN
+import PEFTSupport
+import Tensors
+
+/// One adapter on one host.
+///
+/// A layer contributes its own change against the untouched base, and the changes of several
+/// layers add up: W_eff = W + Σᵢ ΔWᵢ, so their order does not matter.
+public protocol TunerLayer: AnyObject {
+  /// The parameters under peft's key suffixes (`lora_A.weight`), in the order of peft's files.
+  var parameters: [AdapterParameter] { get }
+  /// Whether ``contribute(_:to:)`` looks at the output of the untouched base layer.
+  var needsBaseOutput: Bool { get }
+
+  /// Adds this layer's change of the host's output.
+  ///
+  /// - Parameters:
+  ///   - call: The input, and what else a change may depend on.
+  ///   - sum: The base's output plus the changes of other layers, `[…, outputFeatures]`.
+  func contribute(_ call: LayerCall, to sum: inout Tensor)
+
+  /// Adds rows of ΔW, in the orientation of the host's weight, to a block.
+  ///
+  /// - Parameters:
+  ///   - rows: Which rows of the weight.
+  ///   - block: `[rows.count, columns]`, what they are added to.
+  ///   - base: The host's untouched weight.
+  func addDelta(rows: Range<Int>, to block: inout Tensor, base: any WeightMatrix) throws(PEFTError)
+
+  /// How peft prints the host with the layers of this tuner in it.
+  ///
+  /// - Parameters:
+  ///   - base: The host.
+  ///   - layers: All layers of this tuner type on the host, by adapter name.
+  func printed(
+    around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
+  ) -> PrintedModule
+}
+
+extension TunerLayer {
+  public var needsBaseOutput: Bool { false }
+}
+
+/// A parameter of an adapter layer.
+public struct AdapterParameter {
+  /// The end of its key in a file: "lora_A.weight".
+  public let suffix: String
+  /// The value.
+  public let parameter: Parameter
+  /// Whether training changes it while its adapter is active.
+  public let isTrained: Bool
+
+  /// Describes a parameter.
+  public init(_ suffix: String, _ parameter: Parameter, isTrained: Bool = true) {
+    self.suffix = suffix
+    self.parameter = parameter
+    self.isTrained = isTrained
+  }
+}
+
+/// What a layer gets in a forward pass.
+public struct LayerCall {
+  /// The host's input.
+  public let input: HostInput
+  /// The output of the untouched base; only for layers that ask for it.
+  public let base: Tensor?
+  /// The host.
+  public let host: any AdapterHost
+  /// The pass.
+  public let context: ForwardContext
+}

@@ -1,0 +1,89 @@
+import PEFTSupport
+
+/// The tuners and task types that a program knows. A value: copy it, extend it, pass it on.
+///
+/// ```swift
+/// var registry = TunerRegistry()
+/// registry.register(LoRATuner.self)
+/// registry.prepend(MyDispatcher(), to: LoRATuner.self)
+/// ```
+public struct TunerRegistry: Sendable {
+  struct Entry: Sendable {
+    let tuner: any Tuner.Type
+    var custom: [any Dispatcher] = []
+    var dispatchers: [any Dispatcher] { custom + tuner.dispatchers }
+  }
+
+  private var entries: [Entry] = []
+  private var taskTypes: [String: TaskType]
+
+  /// Creates a registry that knows peft's task types and no tuner.
+  public init() {
+    taskTypes = Dictionary(uniqueKeysWithValues: TaskType.standard.map { ($0.name, $0) })
+  }
+
+  /// Adds a tuner; one registered later is asked first. Registering a type again moves it there.
+  public mutating func register<T: Tuner>(_ tuner: T.Type) {
+    entries.removeAll { $0.tuner == tuner }
+    entries.insert(Entry(tuner: tuner), at: 0)
+  }
+
+  /// Puts a dispatcher before those of a registered tuner.
+  ///
+  /// - Throws: ``PEFTError`` `invalidConfiguration` when the tuner is not registered.
+  public mutating func prepend<T: Tuner>(
+    _ dispatcher: any Dispatcher, to tuner: T.Type
+  ) throws(PEFTError) {
+    guard let place = entries.firstIndex(where: { $0.tuner == tuner }) else {
+      throw PEFTError(
+        .invalidConfiguration, "the tuner \(T.peftType) is not registered",
+        remedy: "Call register(\(T.self).self) first.")
+    }
+    entries[place].custom.insert(dispatcher, at: 0)
+  }
+
+  /// Adds or replaces a task type.
+  public mutating func register(_ taskType: TaskType) {
+    taskTypes[taskType.name] = taskType
+  }
+
+  /// The task type of a name.
+  ///
+  /// - Throws: ``PEFTError`` `invalidConfiguration`, listing the known ones.
+  public func taskType(_ name: String) throws(PEFTError) -> TaskType {
+    guard let type = taskTypes[name] else {
+      throw PEFTError(
+        .invalidConfiguration, "invalid task type: '\(name)'",
+        remedy: "It must be one of \(taskTypes.keys.sorted().joined(separator: ", ")).")
+    }
+    return type
+  }
+
+  /// The names of the registered methods.
+  public var peftTypes: [String] { entries.map { $0.tuner.peftType } }
+
+  /// The config of a file's members, as the tuner that accepts it reads it.
+  ///
+  /// - Throws: ``PEFTError`` when no tuner accepts it, or a key is wrong.
+  public func config(_ object: JSONObject) throws(PEFTError) -> any TunerConfig {
+    try entry(for: object).tuner.makeConfig(object)
+  }
+
+  func entry(for object: JSONObject) throws(PEFTError) -> Entry {
+    guard let type = object["peft_type"]?.string else {
+      throw PEFTError(
+        .invalidConfiguration, "the key 'peft_type' is missing",
+        remedy: "This is not the config of an adapter.")
+    }
+    if let entry = entries.first(where: { $0.tuner.accepts(object) }) { return entry }
+    throw PEFTError(
+      .unsupported, "no registered tuner handles peft_type '\(type)'",
+      remedy: "Registered: \(Set(peftTypes).sorted().joined(separator: ", ")).")
+  }
+}
+
+extension Tuner {
+  static func makeConfig(_ object: JSONObject) throws(PEFTError) -> any TunerConfig {
+    try Config(object)
+  }
+}

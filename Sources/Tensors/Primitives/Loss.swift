@@ -1,0 +1,57 @@
+import BLASKernels
+import PEFTSupport
+
+/// The label that losses skip, as in PyTorch.
+public let ignoredLabel: Int32 = -100
+
+/// Mean cross-entropy over rows of logits whose label is not ``ignoredLabel``.
+///
+/// The mean is added up in double precision. The backward pass writes the gradient over the
+/// logits' memory where nobody else holds it.
+///
+/// - Parameters:
+///   - logits: `[n, classes]`.
+///   - labels: `n` class indices.
+///   - count: Divisor of the sum instead of the number of counted labels; gradient accumulation
+///     over unequal batches needs it.
+/// - Returns: A scalar; NaN when no label counts, as in PyTorch.
+/// - Throws: ``PEFTError`` `invalidData` for a label that is no class.
+public func crossEntropy(
+  _ logits: Tensor, labels: [Int32], count: Int? = nil
+) throws(PEFTError) -> Tensor {
+  let (rows, columns) = (logits.rows, logits.columns)
+  precondition(labels.count == rows, "\(labels.count) labels for logits \(logits.shape)")
+  var logSumExp = Tensor(uninitialized: [rows])
+  let values = logits.detached
+  let classes = Slice(labels)
+  let (sum, valid) = try logSumExp.withMutableSlice { (lse) throws(PEFTError) in
+    try Loss.crossEntropyForward(
+      rows: rows, columns: columns, logits: values.slice, labels: classes, ignored: ignoredLabel,
+      logSumExp: lse)
+  }
+  let divisor = Double(count ?? valid)
+  let lse = logSumExp
+  return Tensor(Float(sum / divisor)).recorded(from: [logits]) { gradient, sink in
+    let scale = Float(Double(gradient.item) / divisor)
+    sink.add(
+      Tensor.filled(values.shape) {
+        Loss.crossEntropyBackward(
+          rows: rows, columns: columns, logits: values.slice, labels: classes,
+          ignored: ignoredLabel, logSumExp: lse.slice, scale: scale, into: $0)
+      }, to: 0)
+  }
+}
+
+/// Mean squared error against targets: the loss of a regression head (`num_labels` 1).
+public func meanSquaredError(_ predictions: Tensor, targets: [Float]) -> Tensor {
+  precondition(predictions.count == targets.count)
+  let values = predictions.scalars
+  let n = Double(targets.count)
+  let sum = zip(values, targets).reduce(0.0) { $0 + Double(($1.0 - $1.1) * ($1.0 - $1.1)) }
+  let shape = predictions.shape
+  return Tensor(Float(sum / n)).recorded(from: [predictions]) { gradient, sink in
+    let factor = 2 * gradient.item / Float(n)
+    sink.add(
+      Tensor(shape: shape, scalars: zip(values, targets).map { factor * ($0 - $1) }), to: 0)
+  }
+}

@@ -1,0 +1,49 @@
+import BLASKernels
+
+extension Tensor {
+  /// Consecutive rows without a copy and without a graph, `[range.count, columns]`.
+  public func rowRange(_ range: Range<Int>) -> Tensor {
+    let width = columns
+    precondition(range.lowerBound >= 0 && range.upperBound <= rows)
+    return Tensor(
+      shape: [range.count, width], storage: storage, offset: offset + range.lowerBound * width,
+      node: nil)
+  }
+
+  /// Overwrites rows from `start` on with those of another tensor.
+  ///
+  /// Slices that ``rowRange(_:)`` gave out before share the memory: they must be gone, or the
+  /// whole tensor is copied.
+  public mutating func copyRows(of other: Tensor, at start: Int) {
+    precondition(other.columns == columns && start + other.rows <= rows)
+    let place = start * columns
+    let source = other.slice
+    withMutableSlice { $0[place..<place + source.count].copy(from: source) }
+  }
+
+  /// The given rows in order, `[ids.count, columns]`; gradients flow back to them.
+  public func selectRows(_ ids: [Int32]) -> Tensor { gather(self, rows: ids) }
+
+  /// Tensors with equal columns, one below the other, without a graph.
+  public static func stackingRows(_ tensors: [Tensor]) -> Tensor {
+    let columns = tensors.first?.columns ?? 0
+    var result = Tensor(uninitialized: [tensors.reduce(0) { $0 + $1.rows }, columns])
+    var start = 0
+    for tensor in tensors {
+      result.copyRows(of: tensor, at: start)
+      start += tensor.rows
+    }
+    return result
+  }
+}
+
+extension Tensor {
+  /// The transpose of a matrix, without a graph.
+  public func transposed() -> Tensor {
+    precondition(shape.count == 2)
+    let (rowCount, columnCount) = (shape[0], shape[1])
+    return Tensor.filled([columnCount, rowCount]) {
+      Rows.transpose(rows: rowCount, columns: columnCount, slice, into: $0)
+    }
+  }
+}

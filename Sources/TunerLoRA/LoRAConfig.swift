@@ -1,0 +1,199 @@
+import PEFTCore
+import PEFTSupport
+
+/// The settings of a LoRA adapter, peft's `LoraConfig`.
+///
+/// Property names are the field's; the keys in files are peft's (`r`, `lora_alpha`).
+public struct LoRAConfig: TunerConfig, Equatable {
+  /// Rank of the update, `r`.
+  public var rank: Int
+  /// Numerator of the scaling, `lora_alpha`.
+  public var alpha: Double
+  /// Probability of dropout on the input of A, in training.
+  public var dropout: Double
+  public var targets: TargetSelection
+  /// Ranks of modules that differ from ``rank``.
+  public var rankPattern: SuffixPatterns
+  /// Alphas of modules that differ from ``alpha``.
+  public var alphaPattern: SuffixPatterns
+  /// Rank-stabilised scaling: alpha/√r instead of alpha/r.
+  public var usesRSLoRA: Bool
+  public var modulesToSave: [String]
+  /// How A and B begin.
+  public var initialization: Initialization
+  public var taskType: String?
+  public var baseModel: String?
+  public var unknownKeys: JSONObject
+
+  /// How A and B begin, `init_lora_weights`.
+  public enum Initialization: Sendable, Equatable {
+    /// A uniform in ±1/√in, B zero: the adapter starts without effect.
+    case standard
+    /// A normal with deviation 1/r, B zero.
+    case gaussian
+    /// A and B both random: the adapter changes the model from the start.
+    case random
+  }
+
+  /// Creates settings; the defaults are peft's.
+  public init(
+    rank: Int = 8, alpha: Double = 8, dropout: Double = 0,
+    targets: TargetSelection = TargetSelection(), taskType: TaskType? = nil,
+    rankPattern: SuffixPatterns = SuffixPatterns(), alphaPattern: SuffixPatterns = SuffixPatterns(),
+    usesRSLoRA: Bool = false, modulesToSave: [String] = [],
+    initialization: Initialization = .standard
+  ) {
+    self.rank = rank
+    self.alpha = alpha
+    self.dropout = dropout
+    self.targets = targets
+    self.taskType = taskType?.name
+    self.rankPattern = rankPattern
+    self.alphaPattern = alphaPattern
+    self.usesRSLoRA = usesRSLoRA
+    self.modulesToSave = modulesToSave
+    self.initialization = initialization
+    baseModel = nil
+    unknownKeys = JSONObject()
+  }
+
+  /// The keys that a config file or a run may have; others are kept but not understood.
+  public static let knownKeys: [String] = [
+    "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha",
+    "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "init_lora_weights", "bias",
+    "fan_in_fan_out",
+  ]
+
+  public init(_ object: JSONObject) throws(PEFTError) {
+    var reader = ConfigReader(object)
+    _ = reader.value("peft_type")
+    _ = reader.value("inference_mode")
+    self.init()
+    taskType = try reader.string("task_type")
+    baseModel = try reader.string("base_model_name_or_path")
+    rank = try reader.int("r") ?? 8
+    alpha = try reader.double("lora_alpha") ?? 8
+    dropout = try reader.double("lora_dropout") ?? 0
+    targets = try TargetSelection(&reader)
+    rankPattern = try Self.patterns("rank_pattern", &reader)
+    alphaPattern = try Self.patterns("alpha_pattern", &reader)
+    usesRSLoRA = try reader.bool("use_rslora") ?? false
+    modulesToSave = try reader.strings("modules_to_save") ?? []
+    initialization = try Self.initialization(reader.value("init_lora_weights"))
+    // A layer finds its own orientation; the key only says how GPT-2 stores its weights.
+    _ = try reader.bool("fan_in_fan_out")
+    try Self.refuseUnsupported(&reader)
+    unknownKeys = reader.rest
+    try validate()
+  }
+
+  public var object: JSONObject {
+    var members: [(String, JSONValue)] = [
+      ("peft_type", "LORA"),
+      ("task_type", taskType.map { .string($0) } ?? .null),
+      ("base_model_name_or_path", baseModel.map { .string($0) } ?? .null),
+      ("inference_mode", false),
+      ("r", .int(rank)),
+      ("lora_alpha", Self.number(alpha)),
+      ("lora_dropout", .double(dropout)),
+    ]
+    members += targets.members
+    members += [
+      ("rank_pattern", rankPattern.json), ("alpha_pattern", alphaPattern.json),
+      ("use_rslora", .bool(usesRSLoRA)),
+      (
+        "modules_to_save",
+        modulesToSave.isEmpty ? .null : .array(modulesToSave.map { .string($0) })
+      ),
+      ("init_lora_weights", initializationValue), ("bias", "none"), ("fan_in_fan_out", false),
+    ]
+    return JSONObject(members + unknownKeys.members.map { ($0.key, $0.value) })
+  }
+
+  /// The scaling of a module's update.
+  ///
+  /// - Parameters:
+  ///   - path: The module's path, which patterns are matched against.
+  ///   - rank: Its rank.
+  func scaling(_ path: String, rank: Int) throws(PEFTError) -> Double {
+    let alpha = try alphaPattern.value(for: path, configKey: "alpha_pattern") ?? alpha
+    return usesRSLoRA ? alpha / Double(rank).squareRoot() : alpha / Double(rank)
+  }
+
+  /// The rank at a module.
+  func rank(_ path: String) throws(PEFTError) -> Int {
+    guard let value = try rankPattern.value(for: path, configKey: "rank_pattern") else {
+      return rank
+    }
+    let rank = Int(exactly: value) ?? 0
+    guard rank > 0 else { throw Self.invalidRank(value) }
+    return rank
+  }
+
+  private func validate() throws(PEFTError) {
+    if rank <= 0 { throw Self.invalidRank(Double(rank)) }
+    if !(0..<1).contains(dropout) {
+      throw PEFTError(
+        .invalidConfiguration, "'lora_dropout' is \(dropout), a number from 0 to below 1 was "
+          + "expected")
+    }
+    if !alpha.isFinite {
+      throw PEFTError(.invalidConfiguration, "'lora_alpha' is \(alpha), a finite number was expected")
+    }
+  }
+
+  private static func invalidRank(_ value: Double) -> PEFTError {
+    PEFTError(
+      .invalidConfiguration,
+      "`r` should be a positive integer value but the value passed is \(number(value).text())")
+  }
+
+  private static func number(_ value: Double) -> JSONValue {
+    Int(exactly: value).map { .int($0) } ?? .double(value)
+  }
+
+  private static func patterns(
+    _ key: String, _ reader: inout ConfigReader
+  ) throws(PEFTError) -> SuffixPatterns {
+    SuffixPatterns((try reader.numbers(key) ?? []).map { .init($0.key, $0.value) })
+  }
+
+  private static func initialization(_ value: JSONValue?) throws(PEFTError) -> Initialization {
+    switch value {
+    case nil, .bool(true)?: return .standard
+    case .bool(false)?: return .random
+    case .string(let name)? where name.lowercased() == "gaussian": return .gaussian
+    case let value?:
+      throw PEFTError(
+        .unsupported, "'init_lora_weights': \(value.text()) is not supported",
+        remedy: "Use true, false or \"gaussian\".")
+    }
+  }
+
+  private var initializationValue: JSONValue {
+    switch initialization {
+    case .standard: return true
+    case .random: return false
+    case .gaussian: return "gaussian"
+    }
+  }
+
+  private static func refuseUnsupported(_ reader: inout ConfigReader) throws(PEFTError) {
+    try reader.refuse("bias", unless: "none")
+    for key in ["use_dora", "lora_bias", "use_qalora", "use_bdlora", "ensure_weight_tying"] {
+      try reader.refuse(key, unless: false)
+    }
+    for key in [
+      "layer_replication", "trainable_token_indices", "target_parameters",
+      "alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config",
+      "loftq_config", "lora_ga_config", "megatron_config", "monteclora_config", "velora_config",
+    ] {
+      try reader.refuse(key)
+    }
+    // These have a meaning only beside one of the keys above; peft writes them always.
+    for key in ["megatron_core", "qalora_group_size", "auto_mapping", "peft_version", "revision"] {
+      _ = reader.value(key)
+    }
+  }
+}
