@@ -22,6 +22,7 @@ let package = Package(
   products: [
     .library(name: "PEFT", targets: ["PEFT"]),
     .library(name: "PEFTCore", targets: ["PEFTCore"]),
+    .library(name: "BLASKernels", targets: ["BLASKernels"]),
     .library(name: "TunerLoRA", targets: ["TunerLoRA"]),
     .executable(name: "peft", targets: ["PEFTCommand"]),
   ],
