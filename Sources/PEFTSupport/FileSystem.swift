@@ -44,15 +44,16 @@ public enum FileSystem {
     defer { close(descriptor) }
     var status = stat()
     guard fstat(descriptor, &status) == 0 else { throw systemError("cannot read", path) }
-    var bytes = [UInt8](repeating: 0, count: Int(status.st_size))
+    // One byte more than the file has, so that its end shows without another buffer. Pipes and
+    // growing files report no size, or too little.
+    var bytes = [UInt8](repeating: 0, count: Int(status.st_size) + 1)
     var filled = 0
     while true {
       if filled == bytes.count {
-        // Pipes and growing files report no size, or too little.
         bytes.append(contentsOf: [UInt8](repeating: 0, count: max(4096, bytes.count / 2)))
       }
       let count = bytes.withUnsafeMutableBytes { buffer in
-        Glibc.read(descriptor, buffer.baseAddress! + filled, buffer.count - filled)
+        readSome(descriptor, buffer.baseAddress! + filled, buffer.count - filled)
       }
       if count < 0 {
         if errno == EINTR { continue }
@@ -131,26 +132,60 @@ public enum FileSystem {
       removeTree(temporary)
       throw error
     }
-    let old = "\(target).old-\(getpid())"
-    let replaces = exists(target)
-    if replaces, rename(target, old) != 0 {
-      let failure = systemError("cannot replace", target)
+    syncFolder(temporary)
+    if exists(target), !isDirectory(target) {
       removeTree(temporary)
-      throw failure
+      throw PEFTError(.fileAccess, "is a file, a folder was to be written", at: target)
     }
-    guard rename(temporary, target) == 0 else {
+    // Once the two have changed places, the temporary name holds the old content.
+    guard
+      exchange(temporary, target) || rename(temporary, target) == 0
+        || replaceInTwoSteps(temporary, target)
+    else {
       let failure = systemError("cannot create", target)
-      if replaces { rename(old, target) }
       removeTree(temporary)
       throw failure
     }
     syncParent(of: target)
-    if replaces { removeTree(old) }
+    removeTree(temporary)
+  }
+
+  /// The way of file systems that cannot exchange names: moves the old folder aside first.
+  private static func replaceInTwoSteps(_ temporary: String, _ target: String) -> Bool {
+    let old = "\(target).old-\(getpid())"
+    guard rename(target, old) == 0 else { return false }
+    guard rename(temporary, target) == 0 else {
+      let number = errno
+      rename(old, target)
+      errno = number
+      return false
+    }
+    removeTree(old)
+    return true
+  }
+
+  /// Lets two folders change names in one step, so that a kill at any moment leaves one of them
+  /// complete under each name; `false` when either is absent or the file system cannot do it.
+  private static func exchange(_ a: String, _ b: String) -> Bool {
+    #if canImport(Darwin)
+      return renamex_np(a, b, UInt32(RENAME_SWAP)) == 0
+    #else
+      // The overlay does not show this GNU function, nor RENAME_EXCHANGE, which is 2.
+      typealias Rename2 =
+        @convention(c) (
+          Int32, UnsafePointer<CChar>, Int32, UnsafePointer<CChar>, UInt32
+        ) -> Int32
+      guard let symbol = dlsym(nil, "renameat2") else { return false }
+      return unsafeBitCast(symbol, to: Rename2.self)(AT_FDCWD, a, AT_FDCWD, b, 2) == 0
+    #endif
   }
 
   /// Removes a file or folder with all in it; absent is fine.
   public static func removeTree(_ path: String) {
-    if isDirectory(path), let names = try? list(path) {
+    // A link to a folder is removed itself; what it leads to is not ours.
+    var status = stat()
+    let isFolder = lstat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFDIR
+    if isFolder, let names = try? list(path) {
       for name in names { removeTree(join(path, name)) }
       rmdir(path)
     } else {
@@ -175,13 +210,32 @@ public enum FileSystem {
 
   private static func syncParent(of path: String) {
     let parent = path.lastIndex(of: "/").map { String(path[..<$0]) } ?? "."
-    let descriptor = open(parent.isEmpty ? "/" : parent, O_RDONLY | O_CLOEXEC)
+    syncFolder(parent.isEmpty ? "/" : parent)
+  }
+
+  private static func syncFolder(_ path: String) {
+    let descriptor = open(path, O_RDONLY | O_CLOEXEC)
     if descriptor >= 0 {
       fsync(descriptor)
       close(descriptor)
     }
   }
 }
+
+/// The system's `read`, whose name the functions above hide.
+private func readSome(
+  _ descriptor: Int32, _ buffer: UnsafeMutableRawPointer, _ count: Int
+) -> Int {
+  read(descriptor, buffer, min(count, largestTransfer))
+}
+
+/// The system's `write`, whose name the methods below hide.
+private func writeSome(_ descriptor: Int32, _ buffer: UnsafeRawPointer, _ count: Int) -> Int {
+  write(descriptor, buffer, min(count, largestTransfer))
+}
+
+/// Darwin refuses more than 2 GiB in one call.
+private let largestTransfer = 1 << 30
 
 /// A file being written.
 public struct OutputFile: ~Copyable {
@@ -211,7 +265,7 @@ public struct OutputFile: ~Copyable {
   private borrowing func write(_ buffer: UnsafeRawBufferPointer) throws(PEFTError) {
     var done = 0
     while done < buffer.count {
-      let count = Glibc.write(descriptor, buffer.baseAddress! + done, buffer.count - done)
+      let count = writeSome(descriptor, buffer.baseAddress! + done, buffer.count - done)
       if count < 0 {
         if errno == EINTR { continue }
         throw FileSystem.systemError("cannot write", path)

@@ -121,7 +121,8 @@ struct GoldenCase {
     let kind = peft.base is any SequenceClassifier || peft.base is any CausalLanguageModel
     let key = kind ? "logits.\(suffix)" : "last_hidden_state.\(suffix)"
     let wanted = try expected.tensor(key)
-    let rows = wanted.shape.count == 3
+    let rows =
+      wanted.shape.count == 3
       ? Tensor(shape: [wanted.rows, wanted.columns], slice: wanted.slice)
         .selectRows(batch.visiblePlaces) : wanted
     let error = relativeError(output, rows)
@@ -147,7 +148,8 @@ struct PaddedBatch {
   init(_ file: SafetensorsFile, prefix: String) throws {
     let (shape, ids) = try file.integers(prefix + "input_ids")
     let (_, mask) = try file.integers(prefix + "attention_mask")
-    let types = file[prefix + "token_type_ids"] == nil
+    let types =
+      file[prefix + "token_type_ids"] == nil
       ? nil : try file.integers(prefix + "token_type_ids").values
     let labels = try file.integers(prefix + "labels")
     var sequences: [[Int32]] = []

@@ -27,8 +27,11 @@ extension PeftModel {
     _ name: String, any config: any TunerConfig, seed: UInt64
   ) throws(PEFTError) -> TargetReport {
     try checkNewName(name)
+    try config.validate()
+    try config.targets.validate()
     let entry = try registry.entry(for: config.object)
     var config = config
+    try checkModulesToSave(config)
     if let task = config.taskType {
       for module in try registry.taskType(task).savedModules
       where !config.modulesToSave.contains(module) {
@@ -53,7 +56,7 @@ extension PeftModel {
     }
     records.append(
       AdapterRecord(name: name, config: config, tuner: entry.tuner, sites: sites, saved: saved))
-    if selection.active.isEmpty { selection.active = [name] }
+    if records.count == 1 { selection.active = [name] }
     updateTrainability()
     return TargetReport(matched: sites.map { hosts[$0].path }, saved: saved.map { hosts[$0].path })
   }
@@ -76,8 +79,11 @@ extension PeftModel {
       if stack.isEmpty { host.adapters = nil }
     }
     records.removeAll { $0.name == name }
-    selection.active.removeAll { $0 == name }
-    if selection.active.isEmpty, let first = records.first { selection.active = [first.name] }
+    if selection.active == [name] {
+      selection.active = records.first.map { [$0.name] } ?? []
+    } else {
+      selection.active.removeAll { $0 == name }
+    }
     updateTrainability()
   }
 
@@ -129,6 +135,21 @@ extension PeftModel {
       throw PEFTError(
         .invalidAdapter, "'\(name)' cannot be the name of an adapter",
         remedy: "Use a name that is not empty, without '.' and '/', and not '__base__'.")
+    }
+  }
+
+  /// Refuses names that no module has, unless the task merely allows for them.
+  private func checkModulesToSave(_ config: any TunerConfig) throws(PEFTError) {
+    let optional = try config.taskType.map { (name) throws(PEFTError) in
+      try registry.taskType(name).savedModules
+    }
+    for name in config.modulesToSave
+    where optional?.contains(name) != true
+      && !hosts.contains(where: { TargetMatcher.contains($0.path, name) })
+    {
+      throw PEFTError(
+        .noMatchingModule, "'modules_to_save': no module of the base model is named '\(name)'",
+        remedy: "Please check the names and try again.")
     }
   }
 

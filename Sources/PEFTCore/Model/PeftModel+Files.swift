@@ -20,6 +20,7 @@ extension PeftModel {
     _ path: String, as name: String = "default", strict: Bool = true
   ) throws(PEFTError) -> LoadReport {
     let folder = try AdapterFolder(path)
+    let active = selection.active
     do {
       try add(name, any: try registry.config(folder.config), seed: 0)
     } catch {
@@ -29,6 +30,8 @@ extension PeftModel {
       return try loadTensors(folder.tensors, into: name, strict: strict)
     } catch {
       try delete(name)
+      selection.active = active
+      updateTrainability()
       throw error
     }
   }
@@ -61,7 +64,7 @@ extension PeftModel {
     report.unexpected = file.names.filter { !known.contains($0) }
     if strict, let problem = Self.problem(report) {
       throw PEFTError(
-        .missingTensor, problem, at: file.path,
+        report.missing.isEmpty ? .unexpectedTensor : .missingTensor, problem, at: file.path,
         remedy: "The adapter was made for another base model or task, or the file is incomplete.")
     }
     for (parameter, value) in values { parameter.assign(value) }
@@ -77,7 +80,8 @@ extension PeftModel {
   ///   - adapter: The adapter; the only active one by default.
   ///   - card: Text of `README.md` after the front matter.
   ///   - extraFiles: Further files, by name, as a training run adds them.
-  /// - Throws: ``PEFTError`` when the adapter is unknown or the folder cannot be written.
+  /// - Throws: ``PEFTError`` when the adapter is unknown, when several are active and none is
+  ///   named, or when the folder cannot be written.
   public func save(
     _ path: String, adapter: String? = nil, card: String? = nil,
     extraFiles: [(name: String, text: String)] = []
@@ -94,6 +98,12 @@ extension PeftModel {
   public func write(
     into folder: String, adapter: String? = nil, card: String? = nil
   ) throws(PEFTError) {
+    if adapter == nil, selection.active.count > 1 {
+      throw PEFTError(
+        .invalidAdapter,
+        "several adapters are active: \(selection.active.joined(separator: ", "))",
+        remedy: "Name the one to save.")
+    }
     let name = adapter ?? selection.active.first ?? "default"
     let record = try record(name)
     var config = record.config.object

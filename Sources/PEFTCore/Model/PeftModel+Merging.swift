@@ -50,7 +50,7 @@ extension PeftModel {
   /// - Throws: What ``merge(_:safe:)`` throws.
   @discardableResult
   public func mergeAndUnload(safe: Bool = false) throws -> any Module {
-    if mergedAdapters.isEmpty { try merge(safe: safe) }
+    try merge(safe: safe)
     return removeAll()
   }
 
@@ -66,6 +66,7 @@ extension PeftModel {
     }
     records = []
     selection.active = []
+    selection.isDisabled = false
     mergedAdapters = []
     return base
   }

@@ -157,32 +157,20 @@ public struct JSONScanner {
   /// Reads a number as a ``JSONValue``: `int` when it has neither fraction nor exponent and fits.
   public mutating func readNumber() throws(PEFTError) -> JSONValue {
     skipWhitespace()
-    let start = position
-    var isInteger = true
-    scan: while position < bytes.count {
-      switch bytes[position] {
-      case UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "-"): break
-      case UInt8(ascii: "."), UInt8(ascii: "e"), UInt8(ascii: "E"), UInt8(ascii: "+"):
-        isInteger = false
-      default: break scan
-      }
-      position += 1
-    }
-    let text = String(decoding: bytes[start..<position], as: UTF8.self)
-    if isInteger, let value = Int(text) { return .int(value) }
-    guard let first = text.utf8.first, first != UInt8(ascii: "+"), first != UInt8(ascii: "."),
-      let value = Double(text)
-    else {
+    guard let (end, isInteger) = endOfNumber() else {
       // Python's json module writes these three although they are not JSON.
-      for (word, value) in [
-        ("NaN", Double.nan), ("Infinity", Double.infinity), ("-Infinity", -Double.infinity),
-      ] where bytes[start...].starts(with: word.utf8) {
-        position = start + word.utf8.count
-        return .double(value)
-      }
-      position = start
+      if consumeWord("NaN") { return .double(.nan) }
+      if consumeWord("Infinity") { return .double(.infinity) }
+      if consumeWord("-Infinity") { return .double(-.infinity) }
       throw unexpected("a value")
     }
+    let text = String(decoding: bytes[position..<end], as: UTF8.self)
+    if isInteger, let value = Int(text) {
+      position = end
+      return .int(value)
+    }
+    guard let value = Double(text) else { throw unexpected("a value") }
+    position = end
     return .double(value)
   }
 
@@ -309,6 +297,7 @@ public struct JSONScanner {
       place += 1
     }
     guard place > position else { return nil }
+    if bytes[position] == UInt8(ascii: "0"), place > position + 1 { return nil }
     if place < bytes.count {
       switch bytes[place] {
       case UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "."), UInt8(ascii: "e"),
@@ -325,6 +314,40 @@ public struct JSONScanner {
     guard bytes[position...].starts(with: word.utf8) else { return false }
     position += word.utf8.count
     return true
+  }
+
+  /// Where the number that begins here ends, by the grammar of RFC 8259, and whether it has
+  /// neither fraction nor exponent; `nil` when none begins here.
+  private func endOfNumber() -> (end: Int, isInteger: Bool)? {
+    var place = position
+    func byte() -> UInt8 { place < bytes.count ? bytes[place] : 0 }
+    func isDigit() -> Bool { byte() >= UInt8(ascii: "0") && byte() <= UInt8(ascii: "9") }
+    func skipDigits() -> Bool {
+      let start = place
+      while isDigit() { place += 1 }
+      return place > start
+    }
+    if byte() == UInt8(ascii: "-") { place += 1 }
+    if byte() == UInt8(ascii: "0") {
+      place += 1
+      // A leading zero ends the number; a digit after it belongs to nothing.
+      if isDigit() { return nil }
+    } else if !skipDigits() {
+      return nil
+    }
+    var isInteger = true
+    if byte() == UInt8(ascii: ".") {
+      place += 1
+      isInteger = false
+      if !skipDigits() { return nil }
+    }
+    if byte() | 0x20 == UInt8(ascii: "e") {
+      place += 1
+      isInteger = false
+      if byte() == UInt8(ascii: "+") || byte() == UInt8(ascii: "-") { place += 1 }
+      if !skipDigits() { return nil }
+    }
+    return (place, isInteger)
   }
 
   private func unexpected(_ wanted: String) -> PEFTError {
@@ -369,9 +392,13 @@ public struct JSONScanner {
   }
 
   private mutating func readHexUnit() throws(PEFTError) -> UInt32 {
-    guard position + 4 <= bytes.count,
-      let unit = UInt32(String(decoding: bytes[position..<position + 4], as: UTF8.self), radix: 16)
-    else { throw error("\\u without four hexadecimal digits") }
+    var unit: UInt32 = 0
+    for place in position..<position + 4 {
+      guard place < bytes.count,
+        let digit = Character(Unicode.Scalar(bytes[place])).hexDigitValue
+      else { throw error("\\u without four hexadecimal digits") }
+      unit = unit << 4 | UInt32(digit)
+    }
     position += 4
     return unit
   }
