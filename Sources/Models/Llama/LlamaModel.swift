@@ -28,6 +28,11 @@ public final class LlamaModel: TransformerModel {
       "norm", shape.hidden, epsilon: shape.epsilon, typeName: "\(shape.family)RMSNorm")
   }
 
+  public var inputLimits: InputLimits {
+    InputLimits(
+      vocabulary: embedTokens.count, positions: shape.positions, positionsAreTable: false)
+  }
+
   public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
     let positions = shape.rotary(batch.layout.positions)
     var x = embedTokens(batch.tokenIDs, context)
@@ -73,6 +78,12 @@ public final class LlamaForCausalLM: CausalLanguageModel {
     }
   }
 
+  public var inputLimits: InputLimits { model.inputLimits }
+
+  public func makeCache(sequences: Int, capacity: Int) -> KeyValueCache {
+    KeyValueCache(layers: model.layers.elements.count, sequences: sequences, capacity: capacity)
+  }
+
   public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
     model.lastHiddenState(batch, context)
   }
@@ -102,6 +113,9 @@ public final class LlamaForSequenceClassification: SequenceClassifier {
     model = try LlamaModel(configuration, shape, builder["model"])
     score = try builder.linear("score", shape.hidden, labels, bias: false)
   }
+
+  public var inputLimits: InputLimits { model.inputLimits }
+  public var readsLastToken: Bool { true }
 
   public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
     model.lastHiddenState(batch, context)
