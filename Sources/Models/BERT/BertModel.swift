@@ -37,7 +37,9 @@ struct BertShape {
     }
     self.activation = activation
     let kind = try configuration.string("position_embedding_type", default: "absolute")
-    if kind != "absolute" { throw configuration.unsupported("position_embedding_type", "'\(kind)'") }
+    if kind != "absolute" {
+      throw configuration.unsupported("position_embedding_type", "'\(kind)'")
+    }
     guard hidden % heads == 0 else {
       throw PEFTError(
         .invalidConfiguration,

@@ -52,7 +52,8 @@ public enum ModelLoader {
     if !options.randomWeights {
       checkpoint = CheckpointSource(
         try ModelWeights(folder: folder), precision: options.precision,
-        basePrefix: family.basePrefix, randomPrefixes: ["classifier", "score", "bert.pooler", "pooler"],
+        basePrefix: family.basePrefix,
+        randomPrefixes: ["classifier", "score", "bert.pooler", "pooler"],
         fallback: random)
     }
     let source: any ParameterSource = checkpoint ?? random
