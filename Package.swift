@@ -1,9 +1,10 @@
 // swift-tools-version: 6.2
 import PackageDescription
 
-let swiftSettings: [SwiftSetting] = [
-  .swiftLanguageMode(.v6)
-]
+let swiftSettings: [SwiftSetting] =
+  [.swiftLanguageMode(.v6)]
+  // Set by scripts/test; those who only use the package get warnings as warnings.
+  + (Context.environment["PEFT_WARNINGS_AS_ERRORS"] == nil ? [] : [.treatAllWarnings(as: .error)])
 
 /// A library target and the test target that goes with it.
 func module(
@@ -25,6 +26,7 @@ let package = Package(
     .library(name: "PEFT", targets: ["PEFT"]),
     .library(name: "PEFTCore", targets: ["PEFTCore"]),
     .library(name: "TunerLoRA", targets: ["TunerLoRA"]),
+    .library(name: "Models", targets: ["Models"]),
     .executable(name: "peft", targets: ["PEFTCommand"]),
   ],
   traits: [

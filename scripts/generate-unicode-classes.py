@@ -70,6 +70,15 @@ BERT_NOT_PUNCTUATION = ranges(
 BERT_PUNCTUATION = ranges("166D 111C9")
 BERT_NOT_CONTROL = ranges("890-8E2 110CD-1343F")
 
+# The same for the normalizer StripAccents, which has data of Unicode 9.
+NOT_ACCENT = ranges(
+    "7FD 897-8D3 9FE AFA-AFF B55 C04-C3C CF3-D00 D3B-D3C D81 EBA ECE 1715 180F 1ABF-1ACE 1CF7"
+    " 1DF6-1DFA A82C A8FF 10D24-10F85 11070-11074 110C2 11145-11146 111C9 111CE-111CF 11241 1133B"
+    " 113B8-113E2 1145E 1182C-11A99 11D31-1612F 16F4F 16F7F-16F87 16FE4-16FF1 1CF00-1CF46"
+    " 1E08F-1E5EF"
+)
+ACCENT = ranges("1CF2 1CF3")
+
 
 def second_in_composition():
     """The scalars that may compose with what stands before them (NFC_Quick_Check=Maybe)."""
@@ -85,7 +94,10 @@ def second_in_composition():
 
 
 MAYBE = second_in_composition()
-FLAGS = ["whitespace", "word", "composed", "decomposed", "bertMark", "bertPunctuation", "bertControl"]
+FLAGS = [
+    "whitespace", "word", "composed", "decomposed", "accent", "bertMark", "bertPunctuation",
+    "bertControl",
+]  # fmt: skip
 CATEGORIES = ["Lu", "Ll", "Lt", "Lm", "Lo", "M", "N", "P", "other"]
 
 
@@ -106,6 +118,8 @@ def classes(code):
         found.append("composed")
     if not combining and unicodedata.normalize("NFD", scalar) == scalar:
         found.append("decomposed")
+    if (category[0] == "M" and code not in NOT_ACCENT) or code in ACCENT:
+        found.append("accent")
     if (category == "Mn" and code not in BERT_NOT_MARK) or code in BERT_MARK:
         found.append("bertMark")
     if (

@@ -12,14 +12,17 @@ import Tensors
 ///   - heads: Query heads.
 ///   - keyValueHeads: Key and value heads.
 ///   - causal: Whether a row sees only rows up to its own.
+///   - firstRowsOnly: Whether q has just the first row of each sequence.
 ///   - dropout: The site of dropout on the attention weights, and the pass.
 func attention(
   _ q: Tensor, _ k: Tensor, _ v: Tensor, _ sequences: SequenceLayout, heads: Int,
-  keyValueHeads: Int, causal: Bool, dropout: (site: Dropout, context: ForwardContext)? = nil
+  keyValueHeads: Int, causal: Bool, firstRowsOnly: Bool = false,
+  dropout: (site: Dropout, context: ForwardContext)? = nil
 ) -> Tensor {
   var problem = Attention(
     heads: heads, kvHeads: keyValueHeads, headDim: q.columns / heads,
-    queryOffsets: sequences.offsets, isCausal: causal)
+    queryOffsets: firstRowsOnly ? (0...Int32(sequences.count)).map { $0 } : sequences.offsets,
+    keyOffsets: sequences.offsets, isCausal: causal)
   if let dropout, let key = dropout.site.key(dropout.context) {
     problem.dropout = Float(dropout.site.probability)
     problem.seed = key.seed

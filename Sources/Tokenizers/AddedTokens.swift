@@ -105,12 +105,11 @@ struct AddedTokenMatcher: Sendable {
   ) -> Range<Int>? {
     var start = match.lowerBound
     var end = match.upperBound
-    // A match inside the white space that the token before it took.
-    if start < done { return nil }
     if token.isSingleWord {
       if start > 0, isWord(scalar(in: text, before: start).value) { return nil }
       if end < text.count, isWord(scalar(in: text, at: end).value) { return nil }
     }
+    // A match may begin inside the white space that the token before it took.
     while token.stripsLeft, start > done {
       let (value, length) = scalar(in: text, before: start)
       guard ScalarClasses(value).isIn(ScalarClass.whitespace) else { break }
@@ -135,6 +134,8 @@ struct AddedTokens: Sendable {
   let normalized: AddedTokenMatcher
   /// Their contents by id.
   let contents: [Int32: [UInt8]]
+  /// What they are to the decoder, by id: those that are normalised on the way in stay so.
+  let spellings: [Int32: [UInt8]]
   /// Their ids by content.
   let ids: [[UInt8]: Int32]
   /// The ids that decoding may leave out.
@@ -142,11 +143,13 @@ struct AddedTokens: Sendable {
 
   init(_ tokens: [AddedToken], normalizers: [any Normalizer]) {
     plain = Self.matcher(tokens.filter { !$0.isNormalized }) { $0.content }
-    normalized = Self.matcher(tokens.filter(\.isNormalized)) { token in
+    func spelling(_ token: AddedToken) -> [UInt8] {
       var text = token.content
-      for normalizer in normalizers { normalizer.normalize(&text) }
+      if token.isNormalized { for normalizer in normalizers { normalizer.normalize(&text) } }
       return text
     }
+    normalized = Self.matcher(tokens.filter(\.isNormalized), spelling)
+    spellings = Dictionary(tokens.map { ($0.id, spelling($0)) }) { $1 }
     contents = Dictionary(tokens.map { ($0.id, $0.content) }) { $1 }
     ids = Dictionary(tokens.map { ($0.content, $0.id) }) { $1 }
     specialIDs = Set(tokens.filter(\.isSpecial).map(\.id))

@@ -39,7 +39,7 @@ extension Tokenizer {
 
     mutating func feed(_ id: Int32) {
       if skipsSpecialTokens, core.added.specialIDs.contains(id) { return }
-      guard let token = core.token(for: id) else { return }
+      guard let token = core.decoderInput(for: id) else { return }
       if !core.hasDecoder, !isFirst { pending.append(UInt8(ascii: " ")) }
       isFirst = false
       run(token, from: 0)

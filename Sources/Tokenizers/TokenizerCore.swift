@@ -7,6 +7,8 @@ final class TokenizerCore: Sendable {
   let model: Model
   let postProcessor: PostProcessor
   let decoderStages: [any DecoderStage]
+  /// Whether the stages take tokens as raw bytes and not as they are spelled.
+  let decodesBytes: Bool
   /// Without a decoder the reference joins tokens by spaces.
   let hasDecoder: Bool
   let added: AddedTokens
@@ -19,19 +21,29 @@ final class TokenizerCore: Sendable {
   init(file path: String, folder: String?) throws(PEFTError) {
     let file = try TokenizerFile(path)
     normalizers = try file.component("normalizer").mapChecked(makeNormalizers) ?? []
-    var splits = try file.component("pre_tokenizer").mapChecked(makePreTokenizers) ?? []
-    let isByteLevel = false
-    let (model, _) = try file.makeModel(isByteLevel: isByteLevel)
+    var splits: [any PreTokenizer] = []
+    var isByteLevel = false
+    if let component = try file.component("pre_tokenizer") {
+      splits = try makePreTokenizers(component, isByteLevel: &isByteLevel)
+    }
+    let (model, merges) = try file.makeModel(isByteLevel: isByteLevel)
     self.model = model
+    if case .bpe(let bpe) = model, let marker = Self.uncutMarker(splits),
+      bpe.neverJoins(before: marker, merges)
+    {
+      // SentencePiece takes a whole text as one piece: words are cheaper, and remembered.
+      splits.append(WordMarkerSplit(marker: marker, cutsInside: false))
+    }
     preTokenizers = splits
-    splits = []
     postProcessor = try file.component("post_processor").mapChecked(makePostProcessor) ?? .plain
     let decoder = try file.component("decoder")
     hasDecoder = decoder != nil
     var isJoined = false
     var stages: [any DecoderStage] = []
     if let decoder { stages = try makeDecoderStages(decoder, isJoined: &isJoined) }
-    decoderStages = stages
+    // Tokens at byte level are kept as bytes: no need to spell them and to read them again.
+    decodesBytes = model.isByteLevel && stages.first is ByteLevelDecoder
+    decoderStages = decodesBytes ? Array(stages.dropFirst()) : stages
     truncation = try file.component("truncation").mapChecked(Truncation.init)
     padding = try file.component("padding").mapChecked(Padding.init)
 
@@ -59,6 +71,13 @@ extension Optional {
 }
 
 extension TokenizerCore {
+  /// The marker of words that reach the model uncut, if the steps leave any.
+  private static func uncutMarker(_ steps: [any PreTokenizer]) -> [UInt8]? {
+    guard let last = steps.last else { return Array("▁".utf8) }
+    guard let metaspace = last as? Metaspace, !metaspace.cutsWords else { return nil }
+    return metaspace.replacement
+  }
+
   /// The id of a token, by its spelling in `tokenizer.json`.
   func id(of token: [UInt8]) -> Int32? { Self.id(of: token, added, model) }
 
@@ -80,5 +99,14 @@ extension TokenizerCore {
     guard let bytes = model.vocabulary.bytes(of: id) else { return nil }
     let isRaw = model.isByteLevel && !model.vocabulary.foreignIDs.contains(id)
     return isRaw ? ByteLevelAlphabet.encode(bytes) : bytes
+  }
+
+  /// A token as the decoder stages take it.
+  func decoderInput(for id: Int32) -> [UInt8]? {
+    if let spelling = added.spellings[id] {
+      return decodesBytes ? ByteLevelDecoder.bytes(of: spelling) : spelling
+    }
+    if !decodesBytes { return token(for: id) }
+    return model.vocabulary.bytes(of: id)
   }
 }

@@ -32,7 +32,7 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    # Relative paths, so that base_model_name_or_path in the adapters names no folder of this machine.
+    # Relative paths: base_model_name_or_path in the adapters then names no folder of this machine.
     os.chdir(HERE)
 
     jobs = {case.name: case.make for case in models.cases()}

@@ -50,11 +50,22 @@ final class BertEncoder: Module {
     layer = ModuleList(layers)
   }
 
-  func callAsFunction(_ x: Tensor, _ context: ForwardContext) -> Tensor {
-    layer.elements.reduce(x) { x, layer in
-      context.recomputesBlocks && context.isTraining
-        ? checkpoint([x]) { layer($0[0], context) } : layer(x, context)
+  /// Runs the layers.
+  ///
+  /// - Parameter firstRowsOnly: Whether only the first token of each sequence is wanted: then the
+  ///   last layer computes keys and values for all tokens and the rest for those alone.
+  func callAsFunction(
+    _ x: Tensor, firstRowsOnly: Bool, _ context: ForwardContext
+  ) -> Tensor {
+    var x = x
+    for (index, layer) in layer.elements.enumerated() {
+      let firstOnly = firstRowsOnly && index == self.layer.elements.count - 1
+      x =
+        context.recomputesBlocks && context.isTraining
+        ? checkpoint([x]) { layer($0[0], firstRowsOnly: firstOnly, context) }
+        : layer(x, firstRowsOnly: firstOnly, context)
     }
+    return x
   }
 
   var typeName: String { "BertEncoder" }
@@ -73,8 +84,10 @@ final class BertLayer: Module {
     output = try BertOutput("BertOutput", shape.intermediate, shape, builder["output"])
   }
 
-  func callAsFunction(_ x: Tensor, _ context: ForwardContext) -> Tensor {
-    let attended = attention(x, context)
+  func callAsFunction(
+    _ x: Tensor, firstRowsOnly: Bool, _ context: ForwardContext
+  ) -> Tensor {
+    let attended = attention(x, firstRowsOnly: firstRowsOnly, context)
     return output(intermediate(attended, context), residual: attended, context)
   }
 
@@ -94,8 +107,12 @@ final class BertAttention: Module {
     output = try BertOutput("BertSelfOutput", shape.hidden, shape, builder["output"])
   }
 
-  func callAsFunction(_ x: Tensor, _ context: ForwardContext) -> Tensor {
-    output(selfAttention(x, context), residual: x, context)
+  func callAsFunction(
+    _ x: Tensor, firstRowsOnly: Bool, _ context: ForwardContext
+  ) -> Tensor {
+    let queries = firstRowsOnly ? x.selectRows(context.sequences.firstRows) : x
+    let attended = selfAttention(x, queries: queries, firstRowsOnly: firstRowsOnly, context)
+    return output(attended, residual: queries, context)
   }
 
   var typeName: String { "BertAttention" }
@@ -120,10 +137,13 @@ final class BertSelfAttention: Module {
     dropout = builder.dropout("dropout", shape.attentionDropout)
   }
 
-  func callAsFunction(_ x: Tensor, _ context: ForwardContext) -> Tensor {
+  func callAsFunction(
+    _ x: Tensor, queries: Tensor, firstRowsOnly: Bool, _ context: ForwardContext
+  ) -> Tensor {
     attention(
-      query(x, context), key(x, context), value(x, context), context.sequences, heads: heads,
-      keyValueHeads: heads, causal: false, dropout: (dropout, context))
+      query(queries, context), key(x, context), value(x, context), context.sequences,
+      heads: heads, keyValueHeads: heads, causal: false, firstRowsOnly: firstRowsOnly,
+      dropout: (dropout, context))
   }
 
   var typeName: String { "BertSelfAttention" }

@@ -65,13 +65,13 @@ public final class BertModel: TransformerModel {
   }
 
   public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
-    encoder(embeddings(batch, context), context)
+    encoder(embeddings(batch, context), firstRowsOnly: false, context)
   }
 
   /// The pooled state of each sequence, `[sequences, hidden]`: tanh of a linear map of the first
   /// token's hidden state.
   func pooled(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
-    let first = lastHiddenState(batch, context).selectRows(batch.layout.firstRows)
+    let first = encoder(embeddings(batch, context), firstRowsOnly: true, context)
     return pooler.map { $0(first, context) } ?? first
   }
 

@@ -40,11 +40,16 @@ func makeDecoderStages(
     return []
   default: break
   }
+  if component.type == "ByteLevel", !isJoined {
+    isJoined = true
+    return [ByteLevelDecoder()]
+  }
   // A step for single tokens cannot follow one that made a single text of them.
   if isJoined { throw component.unsupported("decoder after Fuse or ByteLevel") }
   switch component.type {
   case "WordPiece": return [try WordPieceDecoder(component)]
   case "Replace": return [ReplaceTokens(replace: try Replace(component))]
+  case "Metaspace": return [try MetaspaceDecoder(component)]
   case "ByteFallback": return [ByteFallbackDecoder()]
   default: throw component.unsupported("decoder")
   }

@@ -44,6 +44,42 @@ struct ReplaceTokens: DecoderStage {
   }
 }
 
+/// Spaces for `▁`, but none at the start of the text.
+struct MetaspaceDecoder: DecoderStage {
+  private let replace: Replace
+  private let remove: Replace
+  private let dropsFirst: Bool
+  private var isFirst = true
+
+  init(_ component: Component) throws(PEFTError) {
+    var bytes: [UInt8] = []
+    bytes.append(scalar: try component.scalar("replacement", default: "▁"))
+    replace = Replace(pattern: bytes, content: [0x20])
+    remove = Replace(pattern: bytes, content: [])
+    dropsFirst = try Metaspace.scheme(component) != .never
+  }
+
+  mutating func feed(_ token: [UInt8], into output: inout [[UInt8]]) {
+    var text = token
+    (isFirst && dropsFirst ? remove : replace).normalize(&text)
+    isFirst = false
+    output.append(text)
+  }
+}
+
+/// Bytes for the characters of the byte-level alphabet.
+struct ByteLevelDecoder: DecoderStage {
+  mutating func feed(_ token: [UInt8], into output: inout [[UInt8]]) {
+    output.append(Self.bytes(of: token))
+  }
+
+  /// The bytes that a token spells, or its own when it has characters outside of the alphabet.
+  static func bytes(of token: [UInt8]) -> [UInt8] {
+    var result: [UInt8] = []
+    return ByteLevelAlphabet.decode(token, 0..<token.count, into: &result) ? result : token
+  }
+}
+
 /// Turns runs of `<0x…>` tokens into the text that their bytes encode.
 ///
 /// A run that is not valid as a whole becomes replacement characters as a whole. While streaming, a

@@ -158,6 +158,11 @@ struct TokenizerFile {
       // Files of early versions do not name the type.
       type = hasScores ? "Unigram" : merges != nil ? "BPE" : "WordPiece"
     }
+    if isByteLevel, type != "BPE" {
+      throw PEFTError(
+        .unsupported, "the model '\(type)' after a ByteLevel pre-tokenizer is not supported",
+        at: path)
+    }
     switch type {
     case "WordPiece":
       return (.wordPiece(try WordPiece(component, try makeVocabulary())), RawMerges())

@@ -66,7 +66,7 @@ struct Lowercase: Normalizer {
       if value < 0x80 {
         let isUpper = value >= 0x41 && value <= 0x5A
         result.append(UInt8(truncatingIfNeeded: isUpper ? value | 0x20 : value))
-      } else if value < 0x2000 || ScalarClasses(value).isIn(Self.cased),
+      } else if value < 0x2000 || !ScalarClasses(value).isIn(Self.caseless),
         let mapping = Unicode.Scalar(value)?.properties.lowercaseMapping
       {
         result.append(contentsOf: mapping.utf8)
@@ -76,17 +76,15 @@ struct Lowercase: Normalizer {
     }
   }
 
-  /// What may have a lower case above the first blocks: upper and title case letters, and the
-  /// circled and Roman numerals, which are numbers and symbols.
-  private static let cased =
-    UnicodeClassTable.upper | UnicodeClassTable.title | UnicodeClassTable.number
-    | UnicodeClassTable.word
+  /// What has no lower case: most of what is not alphabetic script, at a fraction of the cost.
+  private static let caseless =
+    UnicodeClassTable.otherLetter | UnicodeClassTable.mark | UnicodeClassTable.punctuation
 }
 
-/// Removes marks (`\p{M}`); usually after a decomposition.
+/// Removes marks; usually after a decomposition.
 struct StripAccents: Normalizer {
   func normalize(_ text: inout [UInt8]) {
-    if !text.isASCII { remove(ScalarClass.mark, from: &text) }
+    if !text.isASCII { remove(UnicodeClassTable.accent, from: &text) }
   }
 }
 

@@ -32,8 +32,45 @@ struct PostProcessor: Sendable {
 func makePostProcessor(_ component: Component) throws(PEFTError) -> PostProcessor {
   switch component.type {
   case "TemplateProcessing": return try makeTemplate(component)
+  // Changes offsets only.
+  case "ByteLevel": return .plain
+  case "BertProcessing": return try makeClassification(component, isRoBERTa: false)
+  case "RobertaProcessing": return try makeClassification(component, isRoBERTa: true)
+  case "Sequence":
+    let steps = try component.children("processors").filter { $0.type != "ByteLevel" }
+    if steps.count > 1 { throw steps[1].unsupported("second post-processor") }
+    return try steps.first.map(makePostProcessor) ?? .plain
   default: throw component.unsupported("post-processor")
   }
+}
+
+/// BERT: `[CLS] A [SEP]` and `B [SEP]` of type 1. RoBERTa: `<s> A </s>` and `</s> B </s>`, all of
+/// type 0.
+private func makeClassification(
+  _ component: Component, isRoBERTa: Bool
+) throws(PEFTError) -> PostProcessor {
+  let start = try token(component, "cls")
+  let separator = try token(component, "sep")
+  let second: Int32 = isRoBERTa ? 0 : 1
+  let single: [PostProcessor.Item] = [
+    .tokens([start], typeID: 0), .sequence(0, typeID: 0), .tokens([separator], typeID: 0),
+  ]
+  var pair = single
+  if isRoBERTa { pair.append(.tokens([separator], typeID: 0)) }
+  pair.append(.sequence(1, typeID: second))
+  pair.append(.tokens([separator], typeID: second))
+  return PostProcessor(single: single, pair: pair)
+}
+
+/// A token written as `["</s>", 2]`.
+private func token(_ component: Component, _ key: String) throws(PEFTError) -> Int32 {
+  guard let value = component.value(key)?.array, value.count == 2, let id = value[1].int, id >= 0,
+    id < 1 << 24
+  else {
+    throw PEFTError(
+      .malformedFile, "'\(component.path).\(key)' is not a token and its id", at: component.file)
+  }
+  return Int32(id)
 }
 
 private func makeTemplate(_ component: Component) throws(PEFTError) -> PostProcessor {

@@ -1,15 +1,17 @@
 /// A scalar's set of classes, in the numbering of ``UnicodeClassTable``.
 struct ScalarClasses {
-  /// One bit set: the number of the set of classes. A class is a mask of such bits, so that
-  /// membership is one `and`.
-  let bit: UInt64
+  /// The number of the set of classes, below 64. A class is a mask with a bit for each number.
+  let number: UInt8
+
+  /// The set with the given number.
+  init(number: UInt8) { self.number = number }
 
   /// Looks up `scalar`, which must be a Unicode scalar value.
   @inline(__always)
   init(_ scalar: UInt32) {
     typealias Table = UnicodeClassTable
     guard scalar < Table.tableEnd else {
-      bit = Self.beyondTable(scalar)
+      number = Self.beyondTable(scalar)
       return
     }
     // The table is a constant string: these two reads stay inside it for every scalar below its
@@ -17,19 +19,19 @@ struct ScalarClasses {
     let stage = Table.blockNumbers.utf8Start + Int(scalar &>> Table.blockShift) * 2
     let block = Int(stage[0] &- Table.zero) * 64 + Int(stage[1] &- Table.zero)
     let place = block << Int(Table.blockShift) + Int(scalar & ((1 &<< Table.blockShift) &- 1))
-    bit = 1 &<< UInt64(Table.blocks.utf8Start[place] &- Table.zero)
+    number = Table.blocks.utf8Start[place] &- Table.zero
   }
 
-  private static func beyondTable(_ scalar: UInt32) -> UInt64 {
+  private static func beyondTable(_ scalar: UInt32) -> UInt8 {
     for range in UnicodeClassTable.ranges where scalar <= range.last {
-      return 1 &<< UInt64(range.number)
+      return range.number
     }
     return 0
   }
 
   /// Whether the scalar belongs to the class `mask`, or to any of several joined by `|`.
   @inline(__always)
-  func isIn(_ mask: UInt64) -> Bool { bit & mask != 0 }
+  func isIn(_ mask: UInt64) -> Bool { (mask &>> UInt64(number)) & 1 != 0 }
 }
 
 /// The classes that splitters and normalizers ask for.

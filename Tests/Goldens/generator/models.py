@@ -219,7 +219,7 @@ class Case:
             for step in range(STEPS)
         ]
         save_file(
-            {f"{i}.{key}": value for i, batch in enumerate(batches) for key, value in batch.items()},
+            {f"{i}.{key}": value for i, one in enumerate(batches) for key, value in one.items()},
             self.folder / "batches.safetensors",
         )
         model = self.with_adapter(self.trained)

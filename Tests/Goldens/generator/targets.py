@@ -12,6 +12,9 @@ from transformers import BertForSequenceClassification, LlamaForCausalLM
 
 from .models import bert_config, llama_config
 
+NO_ATTENTION = r"encoder\.layer\.\d+\.(?!attention).*dense"
+FIRST_Q = ["layers.0.self_attn.q_proj"]
+
 # key, target_modules, exclude_modules, layers_to_transform, layers_pattern, modules_to_save
 ROWS = [
     # Lists match a whole name or the end of one after a dot.
@@ -39,12 +42,12 @@ ROWS = [
     ("model.layers.1.mlp.up_proj", r"model\.layers\.1\..*", None, None, None, None),
     ("model.layers.1.mlp.up_proj", r".*\.layers\.[0-3]\.mlp\.\w+", None, None, None, None),
     ("model.layers.7.mlp.up_proj", r".*\.layers\.[0-3]\.mlp\.\w+", None, None, None, None),
-    ("encoder.layer.3.output.dense", r"encoder\.layer\.\d+\.(?!attention).*dense", None, None, None, None),
-    ("encoder.layer.3.attention.output.dense", r"encoder\.layer\.\d+\.(?!attention).*dense", None, None, None, None),
+    ("encoder.layer.3.output.dense", NO_ATTENTION, None, None, None, None),
+    ("encoder.layer.3.attention.output.dense", NO_ATTENTION, None, None, None, None),
     # Exclusion comes first, as a list or an expression.
     ("model.layers.0.self_attn.q_proj", ["q_proj"], ["q_proj"], None, None, None),
-    ("model.layers.0.self_attn.q_proj", ["q_proj"], ["layers.0.self_attn.q_proj"], None, None, None),
-    ("model.layers.1.self_attn.q_proj", ["q_proj"], ["layers.0.self_attn.q_proj"], None, None, None),
+    ("model.layers.0.self_attn.q_proj", ["q_proj"], FIRST_Q, None, None, None),
+    ("model.layers.1.self_attn.q_proj", ["q_proj"], FIRST_Q, None, None, None),
     ("model.layers.10.self_attn.q_proj", ["q_proj"], ["0.self_attn.q_proj"], None, None, None),
     ("model.layers.1.self_attn.q_proj", ["q_proj"], r".*\.1\..*", None, None, None),
     ("model.layers.1.self_attn.q_proj", ["q_proj"], r"layers\.1", None, None, None),

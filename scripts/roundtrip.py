@@ -1,0 +1,534 @@
+#!/usr/bin/env python3
+"""Live round trip between this package's `peft` tool and Python's peft, on real models.
+
+For all-MiniLM-L6-v2 (a classifier with 77 labels) and stories260k (a causal language model):
+adapters made by peft give the same logits, losses and gradients in the tool; ten steps of
+`peft train` give torch's losses; the adapter that the tool saves loads in peft and gives the same
+logits. Also the models themselves, against the reference.json beside them.
+
+    python scripts/roundtrip.py --peft-binary .build/release/peft --data ../shared/data
+
+Needs the versions in Tests/Goldens/requirements.txt. Prints a table; the exit status is 1 when any
+row fails.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from peft import (  # noqa: E402
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file, save_file  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
+from transformers import AutoModel, AutoModelForCausalLM  # noqa: E402
+from transformers import AutoModelForSequenceClassification  # noqa: E402
+
+LOGITS, GRADIENTS, LOSSES = 1e-5, 1e-4, 1e-4  # relative to the largest value of the reference
+STEPS, BATCH = 10, 4
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
+LABELS = 77
+
+
+class Report:
+    """The rows of the table."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, str, str, str, bool]] = []
+
+    def add(self, model: str, check: str, error: float, limit: float) -> None:
+        self.rows.append((model, check, f"{error:.1e}", f"{limit:.0e}", error <= limit))
+
+    def add_fact(self, model: str, check: str, found: str, holds: bool) -> None:
+        self.rows.append((model, check, found, "", holds))
+
+    def print(self) -> None:
+        head = ("model", "check", "max error", "limit", "")
+        rows = [(*row[:4], "ok" if row[4] else "FAILED") for row in self.rows]
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(5)]
+        for row in [head, tuple("-" * width for width in widths), *rows]:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+    @property
+    def failures(self) -> int:
+        return sum(not row[4] for row in self.rows)
+
+
+def relative(found: torch.Tensor, reference: torch.Tensor) -> float:
+    """max|found − reference| / max|reference|; infinite where shapes or finiteness differ."""
+    if found.shape != reference.shape or not bool(torch.isfinite(found).all()):
+        return float("inf")
+    return ((found - reference).abs().max() / reference.abs().max()).item()
+
+
+class ToolFailure(Exception):
+    """The tool ended with an error."""
+
+
+class Tool:
+    """The `peft` binary."""
+
+    def __init__(self, binary: Path, folder: Path, threads: int) -> None:
+        self.binary = binary
+        self.folder = folder
+        self.environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
+        self.calls = 0
+
+    def run(self, *arguments: object) -> str:
+        command = [str(self.binary), *map(str, arguments)]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise ToolFailure(f"{' '.join(command)}\nended with {done.returncode}\n{done.stderr}")
+        return done.stdout
+
+    def forward(self, model: Path, inputs: dict, *options: object, gradients=False):
+        """What `peft forward` writes: outputs and, if asked for, gradients."""
+        self.calls += 1
+        source = self.folder / f"{self.calls}-in.safetensors"
+        target = self.folder / f"{self.calls}-out.safetensors"
+        save_file(inputs, source)
+        arguments = ["forward", "--model", model, *options, "--input", source, "--output", target]
+        if not gradients:
+            self.run(*arguments)
+            return load_file(target)
+        slopes = self.folder / f"{self.calls}-gradients.safetensors"
+        self.run(*arguments, "--gradients", slopes)
+        return load_file(target), load_file(slopes)
+
+
+@dataclass
+class Subject:
+    """A model of the data folder and how peft and the tool are to treat it."""
+
+    name: str
+    path: Path
+    task: str
+    model_class: type
+    # First and second adapter: a SEQ_CLS adapter brings its classifier, and as peft refuses two of
+    # them together, the second one is made without.
+    first: dict
+    second: dict
+    # Overrides of config.json that switch dropout off for training.
+    model_config: dict
+
+    @property
+    def is_classifier(self) -> bool:
+        return self.task == "SEQ_CLS"
+
+    def base(self, path: Path | None = None):
+        # A head that the folder lacks is random, but always the same.
+        torch.manual_seed(77)
+        extra = {"num_labels": LABELS} if self.is_classifier else {}
+        return self.model_class.from_pretrained(path or self.path, **extra).eval()
+
+    def load(self, *adapters: Path, path: Path | None = None) -> PeftModel:
+        """The base with adapters, all of them active."""
+        model = PeftModel.from_pretrained(
+            self.base(path), str(adapters[0]), adapter_name=adapters[0].name, is_trainable=True
+        )
+        for adapter in adapters[1:]:
+            # `load_adapter` of a classifier model would add a second classifier.
+            config = LoraConfig.from_pretrained(str(adapter))
+            PeftModel.add_adapter(model, adapter.name, config)
+            weights = load_file(adapter / "adapter_model.safetensors")
+            set_peft_model_state_dict(model, weights, adapter_name=adapter.name)
+        if len(adapters) > 1:
+            model.base_model.set_adapter([adapter.name for adapter in adapters])
+        return model.eval()
+
+
+def subjects(data: Path) -> list[Subject]:
+    projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return [
+        Subject(
+            name="minilm",
+            path=data / "minilm-l6-v2",
+            task="SEQ_CLS",
+            model_class=AutoModelForSequenceClassification,
+            first=dict(
+                task_type="SEQ_CLS",
+                r=8,
+                lora_alpha=16,
+                target_modules=["query", "key", "value", "dense"],
+            ),
+            second=dict(
+                task_type="FEATURE_EXTRACTION",
+                r=4,
+                lora_alpha=6,
+                use_rslora=True,
+                rank_pattern={"layer.2.attention.self.query": 6},
+                target_modules=["query", "value", "intermediate.dense"],
+            ),
+            model_config={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+        ),
+        Subject(
+            name="stories260k",
+            path=data / "stories260k",
+            task="CAUSAL_LM",
+            model_class=AutoModelForCausalLM,
+            first=dict(
+                task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=projections
+            ),
+            second=dict(
+                task_type="CAUSAL_LM",
+                r=4,
+                lora_alpha=6,
+                use_rslora=True,
+                alpha_pattern={r"layers\.0\..*": 3},
+                target_modules=["q_proj", "v_proj", "up_proj"],
+            ),
+            model_config={"attention_dropout": 0.0},
+        ),
+    ]
+
+
+# -- Inputs
+
+
+def sentences(data: Path, count: int) -> list[tuple[str, int]]:
+    """Customers' questions of banking77 with the numbers of their intents, spread over the file."""
+    names = json.loads((data / "banking77" / "categories.json").read_text())
+    with open(data / "banking77" / "test.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    step = len(rows) // count
+    return [(row["text"], names.index(row["category"])) for row in rows[::step][:count]]
+
+
+def examples(subject: Subject, data: Path, count: int) -> list[dict]:
+    """Rows of `tokens` data: input_ids with a label or with labels."""
+    tokenizer = Tokenizer.from_file(str(subject.path / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    rows = []
+    for text, label in sentences(data, count):
+        ids = tokenizer.encode(text).ids[:96]
+        # A few tokens without a label, as a prompt would be.
+        extra = {"label": label} if subject.is_classifier else {"labels": [-100] * 3 + ids[3:]}
+        rows.append({"input_ids": ids, **extra})
+    return rows
+
+
+def padded(rows: list[dict]) -> dict[str, torch.Tensor]:
+    """One right-padded batch."""
+    width = max(len(row["input_ids"]) for row in rows)
+
+    def stack(key: str, padding: int) -> torch.Tensor:
+        return torch.tensor([row[key] + [padding] * (width - len(row[key])) for row in rows])
+
+    ids = stack("input_ids", 0)
+    mask = torch.tensor([[int(i < len(row["input_ids"])) for i in range(width)] for row in rows])
+    if "label" in rows[0]:
+        labels = torch.tensor([row["label"] for row in rows])
+    else:
+        labels = stack("labels", -100)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def visible(output: torch.Tensor, inputs: dict) -> torch.Tensor:
+    """Without the rows of padding tokens, which mean nothing."""
+    return output[inputs["attention_mask"].bool()] if output.dim() == 3 else output
+
+
+# -- Adapters
+
+
+def make_adapter(subject: Subject, settings: dict, folder: Path, seed: int) -> Path:
+    """An adapter of peft with random A, B and classifier, which changes the output clearly."""
+    torch.manual_seed(seed)
+    model = get_peft_model(subject.base(), LoraConfig(**settings))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if "lora_A" in name:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+            elif "lora_B" in name:
+                parameter.normal_(std=0.05)
+            else:
+                parameter.normal_(std=0.1)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def make_adapters(subject: Subject, tool: Tool) -> tuple[Path, Path]:
+    folder = tool.folder / subject.name
+    return (
+        make_adapter(subject, subject.first, folder / "first", seed=1),
+        make_adapter(subject, subject.second, folder / "second", seed=2),
+    )
+
+
+# -- Checks
+
+
+def check_hidden_states(data: Path, tool: Tool, report: Report) -> None:
+    """MiniLM against transformers and against its reference.json."""
+    path = data / "minilm-l6-v2"
+    items = json.loads((path / "reference.json").read_text())["items"]
+    inputs = padded([{"input_ids": item["ids"], "label": 0} for item in items])
+    del inputs["labels"]
+    output = tool.forward(path, inputs, "--task", "FEATURE_EXTRACTION")["last_hidden_state"]
+    with torch.no_grad():
+        reference = AutoModel.from_pretrained(path).eval()(**inputs).last_hidden_state
+    mask = inputs["attention_mask"].bool()
+    error = (output - reference)[mask].abs().max().item()
+    report.add("minilm", "hidden states, transformers (absolute)", error, 1e-5)
+
+    first = torch.tensor([item["cls_hidden_first8"] for item in items])
+    error = (output[:, 0, :8] - first).abs().max().item()
+    report.add("minilm", "hidden states, reference.json (absolute)", error, 1e-5)
+    weights = mask.unsqueeze(-1).float()
+    means = (output * weights).sum(1) / weights.sum(1)
+    embeddings = torch.tensor([item["embedding"] for item in items])
+    found = torch.nn.functional.normalize(means, dim=1)
+    error = (found - embeddings).abs().max().item()
+    report.add("minilm", "embeddings, reference.json (absolute)", error, 1e-5)
+
+
+def check_stories(data: Path, tool: Tool, report: Report) -> None:
+    """stories260k against its reference.json: logits, likelihood and the greedy continuation."""
+    path = data / "stories260k"
+    reference = json.loads((path / "reference.json").read_text())
+    ids = torch.tensor([reference["forward"]["ids"]])
+    output = tool.forward(path, {"input_ids": ids, "labels": ids.clone()})
+    for position, key in ((0, "logits_first"), (-1, "logits_last")):
+        expected = torch.tensor(reference["forward"][key])
+        error = (output["logits"][0, position] - expected).abs().max().item()
+        report.add("stories260k", f"{key}, reference.json (absolute)", error, 1e-4)
+    error = abs(output["loss"].item() - reference["forward"]["mean_nll"])
+    report.add("stories260k", "mean loss, reference.json (absolute)", error, 1e-4)
+
+    greedy = reference["greedy"]["ids"]
+    prompt = len(next(e for e in reference["encode"] if e["text"] == "Once upon a time")["ids"])
+    logits = tool.forward(path, {"input_ids": torch.tensor([greedy[:-1]])})["logits"][0]
+    right = int((logits[prompt - 1 :].argmax(-1) == torch.tensor(greedy[prompt:])).sum())
+    wanted = len(greedy) - prompt
+    report.add_fact("stories260k", "greedy tokens, forward", f"{right}/{wanted}", right == wanted)
+
+    arguments = ["--prompt", "Once upon a time", "--max-new-tokens", wanted, "--temperature", 0]
+    text = tool.run("generate", "--model", path, *arguments)
+    same = reference["greedy"]["text"].removeprefix("Once upon a time") in text
+    report.add_fact("stories260k", "greedy text, generate", "same" if same else "differs", same)
+
+
+def check_modes(subject: Subject, adapters, data: Path, tool: Tool, report: Report) -> None:
+    """Logits and losses with adapters that peft made."""
+    first, second = adapters
+    inputs = padded(examples(subject, data, 8))
+    one = ["--task", subject.task, "--adapter", f"{first}=first"]
+    two = [*one, "--adapter", f"{second}=second", "--active", "first,second"]
+
+    def compare(check: str, model, output: dict) -> None:
+        with torch.no_grad():
+            reference = model(**inputs)
+        error = relative(visible(output["logits"], inputs), visible(reference.logits, inputs))
+        report.add(subject.name, f"logits, {check}", error, LOGITS)
+        report.add(
+            subject.name, f"loss, {check}", relative(output["loss"], reference.loss), LOGITS
+        )
+
+    forward = lambda *options: tool.forward(subject.path, inputs, *options)  # noqa: E731
+    compare("active", subject.load(first), forward(*one))
+    compare("merged", subject.load(first).merge_and_unload(), forward(*one, "--merge"))
+    compare("two active", subject.load(first, second), forward(*two))
+    merged = subject.load(first, second).merge_and_unload(adapter_names=["first", "second"])
+    compare("two merged", merged, forward(*two, "--merge"))
+
+    # MiniLM's folder has no classifier, so with the adapter off there would be nothing to compare:
+    # the base is saved with one.
+    base = subject.path
+    if subject.is_classifier:
+        base = tool.folder / subject.name / "base"
+        subject.base().save_pretrained(base)
+        model = subject.load(first, path=base)
+        compare("active, saved base", model, tool.forward(base, inputs, *one))
+    model = subject.load(first, path=base)
+    with model.disable_adapter():
+        compare("disabled", model, tool.forward(base, inputs, *one, "--active", ""))
+
+
+def check_gradients(subject: Subject, adapter: Path, data, tool: Tool, report: Report) -> None:
+    inputs = padded(examples(subject, data, 8))
+    options = ["--task", subject.task, "--adapter", f"{adapter}={adapter.name}"]
+    _, found = tool.forward(subject.path, inputs, *options, gradients=True)
+    model = subject.load(adapter)
+    model(**inputs).loss.backward()
+    state = {key: torch.zeros(0) for key in model.state_dict()}
+    state |= {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    reference = get_peft_model_state_dict(
+        model, state_dict=state, adapter_name=adapter.name, save_embedding_layers=False
+    )
+    check_keys(subject.name, "gradients", set(found), set(reference), report)
+    errors = {key: relative(found[key], reference[key]) for key in reference if key in found}
+    worst = max(errors, key=errors.get, default=None)
+    error = errors[worst] if worst else float("inf")
+    report.add(subject.name, f"gradients of {len(errors)} tensors, the worst", error, GRADIENTS)
+
+
+def check_keys(name: str, what: str, found: set[str], wanted: set[str], report: Report) -> None:
+    missing, unexpected = wanted - found, found - wanted
+    for label, keys in (("missing", missing), ("unexpected", unexpected)):
+        if keys:
+            print(f"{name}: {what}: {label}: {', '.join(sorted(keys))}", file=sys.stderr)
+    text = f"{len(missing)} missing, {len(unexpected)} unexpected"
+    report.add_fact(name, f"keys of {what}", text, not missing and not unexpected)
+
+
+def check_training(subject: Subject, start: Path, data: Path, tool: Tool, report: Report) -> None:
+    """Ten steps of AdamW from the same adapter, on the same batches, in the same order."""
+    rows = examples(subject, data, STEPS * BATCH)
+    folder = tool.folder / subject.name
+    train_file = folder / "train.jsonl"
+    train_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = folder / "trained"
+    run = {
+        "model": str(subject.path),
+        "task_type": subject.task,
+        "model_config": subject.model_config,
+        "train_file": str(train_file),
+        "data_format": "tokens",
+        "method": "lora",
+        "init_adapter": str(start),
+        "output_dir": str(output),
+        "num_train_epochs": 1,
+        "max_steps": STEPS,
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "weight_decay": WEIGHT_DECAY,
+        "max_grad_norm": 0,
+        "shuffle": False,
+        "seed": 0,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "logging_steps": 1,
+    }
+    if subject.is_classifier:
+        run["labels"] = [f"LABEL_{i}" for i in range(LABELS)]
+    config = folder / "run.yaml"
+    config.write_text(json.dumps(run, indent=2))  # JSON is YAML
+    tool.run("train", "--config", config)
+
+    model = subject.load(start)  # evaluation mode: no dropout here either
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    expected = []
+    for step in range(STEPS):
+        loss = model(**padded(rows[step * BATCH : (step + 1) * BATCH])).loss
+        loss.backward()
+        expected.append(loss.item())
+        optimiser.step()
+        optimiser.zero_grad()
+
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    report.add_fact(
+        subject.name, "steps in metrics.jsonl", f"{len(losses)}/{STEPS}", len(losses) == STEPS
+    )
+    errors = [abs(a - b) / abs(b) for a, b in zip(losses, expected)] or [float("inf")]
+    report.add(subject.name, "losses of ten steps", max(errors), LOSSES)
+    check_saved(subject, data, tool, report, output, model)
+
+
+def check_saved(subject, data, tool: Tool, report: Report, saved: Path, trained) -> None:
+    """The adapter that the tool saved, in peft."""
+    config = LoraConfig.from_pretrained(str(saved))
+    expected = LoraConfig(**subject.first)
+    same = all(
+        getattr(config, field) == getattr(expected, field)
+        for field in ("r", "lora_alpha", "target_modules", "use_rslora", "peft_type", "task_type")
+    )
+    report.add_fact(subject.name, "saved configuration", "same" if same else "differs", same)
+
+    fresh = get_peft_model(subject.base(), config)
+    wanted = set(get_peft_model_state_dict(fresh, save_embedding_layers=False))
+    weights = load_file(saved / "adapter_model.safetensors")
+    check_keys(subject.name, "the saved adapter", set(weights), wanted, report)
+    result = set_peft_model_state_dict(fresh, weights)
+    # peft counts the base's own tensors as missing; what concerns it are the adapter's.
+    own = [key for key in result.missing_keys if ".default." in key]
+    text = f"{len(own)} missing, {len(result.unexpected_keys)} unexpected"
+    report.add_fact(
+        subject.name, "loading it in peft", text, not own and not result.unexpected_keys
+    )
+
+    inputs = padded(examples(subject, data, 8))
+    with torch.no_grad():
+        reference = subject.load(saved)(**inputs).logits
+        torch_trained = trained(**inputs).logits
+    found = tool.forward(
+        subject.path, inputs, "--task", subject.task, "--adapter", f"{saved}=saved"
+    )["logits"]
+    reference, torch_trained, found = (
+        visible(logits, inputs) for logits in (reference, torch_trained, found)
+    )
+    report.add(subject.name, "logits, saved adapter", relative(found, reference), LOGITS)
+    # AdamW moves an element with a tiny gradient as far as any other, so rounding shows here more
+    # than in the losses.
+    error = relative(found, torch_trained)
+    report.add(subject.name, "logits, after torch's own training", error, 1e-3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peft-binary", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=os.environ.get("PEFT_TEST_DATA"))
+    parser.add_argument("--models", default="minilm,stories260k", help="comma-separated")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--keep", type=Path, help="work in this folder and leave it")
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("--data is needed (or PEFT_TEST_DATA)")
+    if not options.peft_binary.is_file():
+        parser.error(f"no such binary: {options.peft_binary}")
+
+    torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    report = Report()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        tool = Tool(options.peft_binary.resolve(), folder.resolve(), options.threads)
+        data = options.data.resolve()
+        for subject in subjects(data):
+            if subject.name not in options.models.split(","):
+                continue
+            adapters = make_adapters(subject, tool)
+            reference = check_hidden_states if subject.is_classifier else check_stories
+            checks = [
+                lambda: reference(data, tool, report),
+                lambda: check_modes(subject, adapters, data, tool, report),
+                lambda: check_gradients(subject, adapters[0], data, tool, report),
+                lambda: check_training(subject, adapters[0], data, tool, report),
+            ]
+            for check in checks:
+                try:
+                    check()
+                except ToolFailure as failure:
+                    print(failure, file=sys.stderr)
+                    report.add_fact(subject.name, "the tool ended with an error", "", False)
+    report.print()
+    if not report.rows:
+        sys.exit("nothing was checked")
+    if report.failures:
+        sys.exit(f"{report.failures} of {len(report.rows)} checks failed")
+
+
+if __name__ == "__main__":
+    main()
