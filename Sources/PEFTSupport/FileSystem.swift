@@ -262,6 +262,16 @@ public struct OutputFile: ~Copyable {
     try bytes.withUnsafeBytes { (buffer) throws(PEFTError) in try write(buffer) }
   }
 
+  /// Appends bytes, all or none: when the disk is full, the file is cut back to what it was.
+  public borrowing func append(_ bytes: [UInt8]) throws(PEFTError) {
+    var status = stat()
+    let isKnown = fstat(descriptor, &status) == 0
+    do { try write(bytes) } catch {
+      if isKnown { ftruncate(descriptor, status.st_size) }
+      throw error
+    }
+  }
+
   private borrowing func write(_ buffer: UnsafeRawBufferPointer) throws(PEFTError) {
     var done = 0
     while done < buffer.count {
