@@ -19,7 +19,27 @@ enum Terminal {
   }
 
   /// Writes a line to standard error, which carries what is not the result.
-  static func note(_ line: String) { _ = write(line + "\n", to: 2) }
+  static func note(_ line: String) { writeError(line + "\n") }
+
+  /// Writes text to standard error. Where nobody reads it, there is nobody to tell.
+  static func writeError(_ text: String) { _ = write(text, to: 2) }
+
+  /// The error stream for progress displays.
+  static var progress: ProgressReporter.Output {
+    ProgressReporter.Output(
+      isTerminal: isatty(2) == 1 && !isDumb, columns: { columns }, write: { writeError($0) })
+  }
+
+  /// Whether the standard input comes from a person.
+  static var isInteractive: Bool { isatty(0) == 1 }
+
+  private static var isDumb: Bool { getenv("TERM").map { String(cString: $0) } == "dumb" }
+
+  private static var columns: Int {
+    var size = winsize()
+    let isKnown = ioctl(2, UInt(TIOCGWINSZ), &size) == 0 && size.ws_col > 0
+    return isKnown ? Int(size.ws_col) : 80
+  }
 
   /// Whether all of the text could be written.
   private static func write(_ text: String, to descriptor: Int32) -> Bool {
