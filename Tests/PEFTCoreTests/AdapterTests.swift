@@ -64,6 +64,8 @@ struct AdapterTests {
     }
     let unknown = #expect(throws: PEFTError.self) { try peft.setActive(["x"]) }
     #expect(unknown?.description == "Adapter x not found. There are: a.")
+    let twice = #expect(throws: PEFTError.self) { try peft.setActive(["a", "a"]) }
+    #expect(twice?.message == "the adapter 'a' is named twice")
     #expect(throws: PEFTError.self) { try peft.delete("x") }
     #expect(throws: (any Error).self) { try peft.merge(["x"]) }
     #expect(throws: PEFTError.self) { try peft.config("x") }

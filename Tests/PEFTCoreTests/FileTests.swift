@@ -160,6 +160,18 @@ struct FileTests {
     #expect(report.unexpected == ["more"])
   }
 
+  @Test func valuesOfMergedAdaptersAreNotOverwritten() throws {
+    let (path, _) = try saved()
+    let peft = try Fixture().peft
+    try peft.load(path, as: "a")
+    let file = try SafetensorsFile("\(path)/adapter_model.safetensors")
+    try peft.merge()
+    let error = #expect(throws: PEFTError.self) { try peft.loadTensors(file, into: "a") }
+    #expect(error?.code == .invalidState)
+    peft.unmerge()
+    #expect(try peft.loadTensors(file, into: "a").matched.count == 4)
+  }
+
   @Test func incompleteFoldersAreNamed() throws {
     let peft = try Fixture().peft
     let missing = #expect(throws: PEFTError.self) { try peft.load(folder("none")) }
