@@ -25,6 +25,7 @@ let package = Package(
   products: [
     .library(name: "PEFT", targets: ["PEFT"]),
     .library(name: "PEFTCore", targets: ["PEFTCore"]),
+    .library(name: "BLASKernels", targets: ["BLASKernels"]),
     .library(name: "TunerLoRA", targets: ["TunerLoRA"]),
     .library(name: "Models", targets: ["Models"]),
     .executable(name: "peft", targets: ["PEFTCommand"]),

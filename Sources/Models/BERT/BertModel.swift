@@ -67,6 +67,12 @@ public final class BertModel: TransformerModel {
     pooler = try BertPooler(shape, builder["pooler"])
   }
 
+  public var inputLimits: InputLimits {
+    InputLimits(
+      vocabulary: embeddings.wordEmbeddings.count, positions: embeddings.positionEmbeddings.count,
+      positionsAreTable: true, tokenTypes: embeddings.tokenTypeEmbeddings.count)
+  }
+
   /// The hidden states after the last layer, `[rows, hidden]`.
   public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
     encoder(embeddings(batch, context), firstRowsOnly: false, context)
@@ -104,6 +110,9 @@ public final class BertForSequenceClassification: SequenceClassifier {
     dropout = builder.dropout("dropout", shape.classifierDropout)
     classifier = try builder.linear("classifier", shape.hidden, labels, bias: true)
   }
+
+  public var inputLimits: InputLimits { bert.inputLimits }
+  public var readsLastToken: Bool { false }
 
   /// The hidden states after the last layer, `[rows, hidden]`.
   public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {

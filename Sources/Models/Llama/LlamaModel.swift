@@ -29,6 +29,11 @@ public final class LlamaModel: TransformerModel {
       "norm", shape.hidden, epsilon: shape.epsilon, typeName: "\(shape.family)RMSNorm")
   }
 
+  public var inputLimits: InputLimits {
+    InputLimits(
+      vocabulary: embedTokens.count, positions: shape.positions, positionsAreTable: false)
+  }
+
   /// The hidden states after the last layer, `[rows, hidden]`.
   public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
     let positions = shape.rotary(batch.layout.positions)
@@ -78,6 +83,12 @@ public final class LlamaForCausalLM: CausalLanguageModel {
     }
   }
 
+  public var inputLimits: InputLimits { model.inputLimits }
+
+  public func makeCache(sequences: Int, capacity: Int) -> KeyValueCache {
+    KeyValueCache(layers: model.layers.elements.count, sequences: sequences, capacity: capacity)
+  }
+
   /// The hidden states after the last layer, `[rows, hidden]`.
   public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
     model.lastHiddenState(batch, context)
@@ -112,6 +123,9 @@ public final class LlamaForSequenceClassification: SequenceClassifier {
     model = try LlamaModel(configuration, shape, builder["model"])
     score = try builder.linear("score", shape.hidden, labels, bias: false)
   }
+
+  public var inputLimits: InputLimits { model.inputLimits }
+  public var readsLastToken: Bool { true }
 
   /// The hidden states after the last layer, `[rows, hidden]`.
   public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
