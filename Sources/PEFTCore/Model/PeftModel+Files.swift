@@ -38,11 +38,16 @@ extension PeftModel {
 
   /// Overwrites the values of an adapter with tensors under peft's keys.
   ///
-  /// - Throws: ``PEFTError`` as ``load(_:as:strict:)``; no value is changed when it throws.
+  /// - Throws: ``PEFTError`` as ``load(_:as:strict:)``, and `invalidState` while the adapter is
+  ///   merged, as the merged weights would not follow; no value is changed when it throws.
   @discardableResult
   public func loadTensors(
     _ file: SafetensorsFile, into name: String, strict: Bool = true
   ) throws(PEFTError) -> LoadReport {
+    if mergedAdapters.contains(name) {
+      throw PEFTError(
+        .invalidState, "the adapter '\(name)' is merged", remedy: "Unmerge it first.")
+    }
     var report = LoadReport()
     var values: [(Parameter, Tensor)] = []
     var known: Set<String> = []
