@@ -49,7 +49,7 @@ struct ModelSession {
       for name in active where !peft.adapterNames.contains(name) {
         throw Self.unknown(name, peft.adapterNames)
       }
-      do { try peft.setActive(active) } catch { throw error.located(at: "--active") }
+      do { try peft.setActive(active) } catch { throw error.located(at: "--adapter") }
     }
   }
 
