@@ -44,25 +44,34 @@ public enum FileSystem {
     defer { close(descriptor) }
     var status = stat()
     guard fstat(descriptor, &status) == 0 else { throw systemError("cannot read", path) }
-    // One byte more than the file has, so that its end shows without another buffer. Pipes and
-    // growing files report no size, or too little.
-    var bytes = [UInt8](repeating: 0, count: Int(status.st_size) + 1)
-    var filled = 0
-    while true {
-      if filled == bytes.count {
-        bytes.append(contentsOf: [UInt8](repeating: 0, count: max(4096, bytes.count / 2)))
-      }
-      let count = bytes.withUnsafeMutableBytes { buffer in
-        readSome(descriptor, buffer.baseAddress! + filled, buffer.count - filled)
-      }
-      if count < 0 {
-        if errno == EINTR { continue }
-        throw systemError("cannot read", path)
-      }
-      if count == 0 { break }
-      filled += count
+    // One byte more than there should be finds the end in the same buffer.
+    var bytes = try read(descriptor, upTo: max(Int(status.st_size) + 1, 4096), path)
+    var isComplete = bytes.count <= Int(status.st_size)
+    while !isComplete {
+      // Pipes and growing files report no size, or too little.
+      let wanted = max(4096, bytes.count)
+      let more = try read(descriptor, upTo: wanted, path)
+      bytes.append(contentsOf: more)
+      isComplete = more.count < wanted
     }
-    bytes.removeSubrange(filled...)
+    return bytes
+  }
+
+  /// Reads up to `count` bytes, fewer only at the end of the file.
+  private static func read(
+    _ descriptor: Int32, upTo count: Int, _ path: String
+  ) throws(PEFTError) -> [UInt8] {
+    var failure: PEFTError?
+    let bytes = [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in
+      while filled < count {
+        let result = readSome(descriptor, buffer.baseAddress! + filled, count - filled)
+        if result < 0, errno == EINTR { continue }
+        if result < 0 { failure = systemError("cannot read", path) }
+        if result <= 0 { break }
+        filled += result
+      }
+    }
+    if let failure { throw failure }
     return bytes
   }
 

@@ -26,13 +26,11 @@ final class TokenizerCore: Sendable {
     if let component = try file.component("pre_tokenizer") {
       splits = try makePreTokenizers(component, isByteLevel: &isByteLevel)
     }
-    let (model, merges) = try file.makeModel(isByteLevel: isByteLevel)
+    let model = try file.makeModel(isByteLevel: isByteLevel)
     self.model = model
-    if case .bpe(let bpe) = model, let marker = Self.uncutMarker(splits),
-      bpe.neverJoins(before: marker, merges)
-    {
+    if case .bpe(let bpe) = model, bpe.canCutWords, Self.leavesTextWhole(splits) {
       // SentencePiece takes a whole text as one piece: words are cheaper, and remembered.
-      splits.append(WordMarkerSplit(marker: marker, cutsInside: false))
+      splits.append(WordMarkerSplit(marker: BPE.wordMarker, cutsInside: false))
     }
     preTokenizers = splits
     postProcessor = try file.component("post_processor").mapChecked(makePostProcessor) ?? .plain
@@ -71,11 +69,10 @@ extension Optional {
 }
 
 extension TokenizerCore {
-  /// The marker of words that reach the model uncut, if the steps leave any.
-  private static func uncutMarker(_ steps: [any PreTokenizer]) -> [UInt8]? {
-    guard let last = steps.last else { return Array("▁".utf8) }
-    guard let metaspace = last as? Metaspace, !metaspace.cutsWords else { return nil }
-    return metaspace.replacement
+  /// Whether words reach the model uncut.
+  private static func leavesTextWhole(_ steps: [any PreTokenizer]) -> Bool {
+    guard let last = steps.last else { return true }
+    return (last as? Metaspace)?.cutsWords == false
   }
 
   /// The id of a token, by its spelling in `tokenizer.json`.
@@ -84,10 +81,7 @@ extension TokenizerCore {
   static func id(of token: [UInt8], _ added: AddedTokens, _ model: Model) -> Int32? {
     if let id = added.ids[token] { return id }
     if !model.isByteLevel { return model.vocabulary.id(of: token) }
-    var raw: [UInt8] = []
-    if ByteLevelAlphabet.decode(token, 0..<token.count, into: &raw) {
-      return model.vocabulary.id(of: raw)
-    }
+    if let raw = ByteLevelAlphabet.decode(token) { return model.vocabulary.id(of: raw) }
     // Tokens that are not byte-level text are few, and looked for by hand only.
     let vocabulary = model.vocabulary
     return vocabulary.foreignIDs.first { vocabulary.bytes(of: $0) == token }

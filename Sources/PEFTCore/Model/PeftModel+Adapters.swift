@@ -61,6 +61,13 @@ extension PeftModel {
     return TargetReport(matched: sites.map { hosts[$0].path }, saved: saved.map { hosts[$0].path })
   }
 
+  /// The modules that an adapter changes, and those that it replaces.
+  public func targetReport(of name: String) throws(PEFTError) -> TargetReport {
+    let record = try record(name)
+    return TargetReport(
+      matched: record.sites.map { hosts[$0].path }, saved: record.saved.map { hosts[$0].path })
+  }
+
   /// Removes an adapter; when it was the only active one, the first of the others becomes active.
   ///
   /// - Throws: ``PEFTError`` when the name is unknown or the adapter is merged.

@@ -138,9 +138,7 @@ public struct JSONScanner {
     }
     position += 1
     while true {
-      let start = position
-      position = endOfPlainText(from: start)
-      result.append(contentsOf: bytes[start..<position])
+      appendPlainText(to: &result)
       guard position < bytes.count else { throw error("a string that does not end") }
       switch bytes[position] {
       case UInt8(ascii: "\""):
@@ -256,12 +254,22 @@ public struct JSONScanner {
 
   private mutating func leave() { depth -= 1 }
 
+  @inline(__always)
   private mutating func skipWhitespace() {
-    while position < bytes.count {
-      switch bytes[position] {
-      case 0x20, 0x0A, 0x0D, 0x09: position += 1
-      default: return
+    if position < bytes.count, bytes[position] <= 0x20 { skipWhitespaceRun() }
+  }
+
+  private mutating func skipWhitespaceRun() {
+    let start = position
+    position = bytes.withUnsafeBufferPointer { buffer in
+      var place = start
+      while place < buffer.count {
+        switch buffer[place] {
+        case 0x20, 0x0A, 0x0D, 0x09: place += 1
+        default: return place
+        }
       }
+      return place
     }
   }
 
@@ -272,15 +280,17 @@ public struct JSONScanner {
     return true
   }
 
-  /// The first place from `start` on that is a quote, a backslash, a control character or the end.
-  private func endOfPlainText(from start: Int) -> Int {
-    bytes.withUnsafeBufferPointer { buffer in
+  /// Appends what comes before the next quote, backslash, control character or the end.
+  private mutating func appendPlainText(to result: inout [UInt8]) {
+    let start = position
+    position = bytes.withUnsafeBufferPointer { buffer in
       var place = start
       while place < buffer.count {
         let byte = buffer[place]
         if byte == UInt8(ascii: "\"") || byte == UInt8(ascii: "\\") || byte < 0x20 { break }
         place += 1
       }
+      result.append(contentsOf: UnsafeBufferPointer(rebasing: buffer[start..<place]))
       return place
     }
   }

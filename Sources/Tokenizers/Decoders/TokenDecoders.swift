@@ -75,8 +75,7 @@ struct ByteLevelDecoder: DecoderStage {
 
   /// The bytes that a token spells, or its own when it has characters outside of the alphabet.
   static func bytes(of token: [UInt8]) -> [UInt8] {
-    var result: [UInt8] = []
-    return ByteLevelAlphabet.decode(token, 0..<token.count, into: &result) ? result : token
+    ByteLevelAlphabet.decode(token) ?? token
   }
 }
 

@@ -9,6 +9,8 @@ struct BPE: Sendable {
   /// Whether a piece that is a token as a whole is not built from merges.
   let ignoresMerges: Bool
   private let merges: MergeTable
+  /// Whether a merge makes a token with `▁` after something else.
+  private let mergesAcrossWords: Bool
   private let fusesUnknown: Bool
   /// Ids of one-byte symbols: all bytes at byte level, ASCII characters otherwise; -1 without.
   private let symbolIDs: [Int32]
@@ -16,14 +18,16 @@ struct BPE: Sendable {
   private let fallbackIDs: [Int32]
 
   init(
-    _ component: Component, _ vocabulary: Vocabulary, merges pairs: RawMerges, isByteLevel: Bool
+    _ component: Component, _ vocabulary: Vocabulary, _ pairs: JSONScanner.PairTable,
+    isByteLevel: Bool
   ) throws(PEFTError) {
     self.vocabulary = vocabulary
     self.isByteLevel = isByteLevel
     ignoresMerges = try component.bool("ignore_merges", default: false)
     fusesUnknown = try component.bool("fuse_unk", default: false)
     unknownID = try Self.unknown(component, vocabulary)
-    merges = try Self.table(pairs, vocabulary, component)
+    merges = try MergeTable(pairs, vocabulary, isByteLevel: isByteLevel, component)
+    mergesAcrossWords = isByteLevel || Self.crossesWords(pairs)
     for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
       let text = try component.string(key, default: "")
       if !text.isEmpty { throw component.unsupportedSetting(key, "'\(text)'") }
@@ -59,62 +63,29 @@ struct BPE: Sendable {
     return vocabulary.id(of: Array("<0x\(digits.count < 2 ? "0" : "")\(digits)>".utf8)) ?? -1
   }
 
-  private static func table(
-    _ pairs: RawMerges, _ vocabulary: Vocabulary, _ component: Component
-  ) throws(PEFTError) -> MergeTable {
-    var table = MergeTable(capacity: pairs.ends.count)
-    let arena = pairs.arena.span
-    var start = 0
-    // Vocabularies list the results of merges in the order of the merges: the id after the last
-    // result is nearly always the next one.
-    var guess: Int32 = 0
-    for (rank, ends) in pairs.ends.enumerated() {
-      let middle = Int(ends.left)
-      let end = Int(ends.right)
-      guard let left = vocabulary.id(of: arena, start..<middle),
-        let right = vocabulary.id(of: arena, middle..<end)
-      else { throw unknownMerge(pairs, rank, start..<end, component) }
-      if !vocabulary.isToken(guess, arena, start..<end) {
-        guard let found = vocabulary.id(of: arena, start..<end) else {
-          throw unknownMerge(pairs, rank, start..<end, component)
-        }
-        guess = found
-      }
-      table.insert(left, right, rank: rank, result: guess)
-      guess += 1
-      start = end
-    }
-    return table
-  }
-
-  private static func unknownMerge(
-    _ pairs: RawMerges, _ rank: Int, _ range: Range<Int>, _ component: Component
-  ) -> PEFTError {
-    let middle = Int(pairs.ends[rank].left)
-    let left = String(decoding: pairs.arena[range.lowerBound..<middle], as: UTF8.self)
-    let right = String(decoding: pairs.arena[middle..<range.upperBound], as: UTF8.self)
-    return PEFTError(
-      .malformedFile,
-      "'model.merges[\(rank)]' joins '\(left)' and '\(right)': one of them, or the result, is not in"
-        + " the vocabulary", at: component.file)
-  }
-
-  /// Whether no merge makes a token that has `marker` after something else, so that text can be cut
-  /// there without a change of its ids.
-  func neverJoins(before marker: [UInt8], _ pairs: RawMerges) -> Bool {
-    guard !ignoresMerges, !isByteLevel, vocabulary.id(of: marker) != nil else { return false }
+  private static func crossesWords(_ pairs: JSONScanner.PairTable) -> Bool {
+    let marker = wordMarker
     var start = 0
     for ends in pairs.ends {
-      let token = pairs.arena[start..<Int(ends.right)]
-      start = Int(ends.right)
+      let token = pairs.text[start..<ends.second]
+      start = ends.second
       var place = token.startIndex
       while token[place...].starts(with: marker) { place += marker.count }
       while place < token.endIndex {
-        if token[place...].starts(with: marker) { return false }
+        if token[place] == marker[0], token[place...].starts(with: marker) { return true }
         place += 1
       }
     }
-    return true
+    return false
+  }
+
+  /// SentencePiece's character for a space, `▁`.
+  static let wordMarker = Array("▁".utf8)
+
+  /// Whether text can be cut before each first `▁` of several without a change of its ids: no token
+  /// has one after something else, and it is known itself, so that it ends a run of unknown symbols.
+  var canCutWords: Bool {
+    !mergesAcrossWords && !ignoresMerges && vocabulary.id(of: Self.wordMarker) != nil
   }
 
   /// Appends the ids of the piece `text[piece]`.

@@ -2,24 +2,19 @@ import PEFTSupport
 
 /// Tokens as bytes, by id and by content.
 ///
-/// All bytes lie in one arena. The index is an open-addressed table of ids with 32 bits of hash, so
-/// that a lookup compares bytes once as a rule. Keys are bytes because equality of `String` is
-/// canonical and would merge tokens that differ only in Unicode normalisation.
+/// All bytes lie in one arena, in the order of the ids. The index is an open-addressed table of ids
+/// with 32 bits of hash, so that a lookup compares bytes once as a rule. Keys are bytes because
+/// equality of `String` is canonical and would merge tokens that differ only in Unicode normalisation.
 struct Vocabulary: Sendable {
-  /// Where the bytes of a token are; `start` is ``absent`` for ids without a token.
-  struct Place: Sendable {
-    var start: UInt32
-    var length: UInt32
-    static let absent = UInt32.max
-  }
-
   /// The bytes of all tokens.
   let arena: [UInt8]
-  /// The place of each id's bytes.
-  let places: [Place]
+  /// Where the bytes of each id begin, and after the last where they end. An id without bytes has no
+  /// token.
+  private let starts: [UInt32]
   /// The number of tokens.
   let count: Int
-  /// The ids of tokens that no text can equal; they are not found by content.
+  /// The ids of tokens that no text can equal: at byte level, those with characters outside of its
+  /// alphabet. They are not found by content.
   let foreignIDs: [Int32]
   /// The longest token in bytes.
   let longest: Int
@@ -29,50 +24,100 @@ struct Vocabulary: Sendable {
   /// Indexes tokens.
   ///
   /// - Parameters:
-  ///   - arena: The bytes of the tokens.
-  ///   - entries: Place and id of each token; of two with equal bytes the later one counts.
-  ///   - unindexed: The number of entries, at the end of `entries`, that no text can equal; they are
-  ///     known by id only.
-  init(arena: [UInt8], entries: [(place: Place, id: Int32)], unindexed: Int = 0) {
-    let largest = entries.reduce(-1) { max($0, Int($1.id)) }
-    var places = [Place](repeating: Place(start: Place.absent, length: 0), count: largest + 1)
+  ///   - table: The tokens as they are spelled, and their ids.
+  ///   - isByteLevel: Whether they are spelled in the byte-level alphabet, and kept as raw bytes.
+  init(_ table: JSONScanner.IntegerTable, isByteLevel: Bool) throws(PEFTError) {
+    let places = try Self.places(table)
+    var arena = [UInt8](repeating: 0, count: table.names.count)
+    var starts = [UInt32](repeating: 0, count: places.count + 1)
+    var foreign: [Int32] = []
+    Self.fill(&arena, &starts, &foreign, table.names, places, isByteLevel)
+    arena.removeSubrange(Int(starts[places.count])...)
+
     var capacity = 16
-    while capacity < entries.count * 2 { capacity *= 2 }
+    while capacity < table.values.count * 2 { capacity *= 2 }
     var slots = [UInt64](repeating: 0, count: capacity)
     var longest = 0
-    for (offset, entry) in entries.enumerated() {
-      places[Int(entry.id)] = entry.place
-      if offset >= entries.count - unindexed { continue }
-      longest = max(longest, Int(entry.place.length))
-      Self.insert(entry.place, entry.id, arena.span, places.span, &slots)
+    var nextForeign = foreign[...]
+    for id in 0..<places.count where starts[id] < starts[id + 1] {
+      if nextForeign.first == Int32(id) {
+        nextForeign.removeFirst()
+        continue
+      }
+      longest = max(longest, Int(starts[id + 1] - starts[id]))
+      Self.insert(id, arena.span, starts.span, &slots)
     }
     self.arena = arena
-    self.places = places
+    self.starts = starts
     self.slots = slots
     self.longest = longest
-    self.count = entries.count
-    self.foreignIDs = entries.suffix(unindexed).map(\.id)
+    self.foreignIDs = foreign
+    self.count = table.values.count
+  }
+
+  /// Where the name of each id is in the table's names; empty for ids without one.
+  private static func places(
+    _ table: JSONScanner.IntegerTable
+  ) throws(PEFTError) -> [Range<UInt32>] {
+    let largest = table.values.max() ?? -1
+    // Embedding tables have a row for each id: one beyond this is a mistake, and would only exhaust
+    // the memory. So would a vocabulary with hardly any of its ids.
+    guard largest < 1 << 24, largest < table.values.count * 16 + 1 << 16,
+      table.values.allSatisfy({ $0 >= 0 }), table.names.count < Int(UInt32.max)
+    else {
+      throw PEFTError(.malformedFile, "'model.vocab' has token ids out of range")
+    }
+    var places = [Range<UInt32>](repeating: 0..<0, count: largest + 1)
+    var start = 0
+    for (end, id) in zip(table.ends, table.values) {
+      if !places[id].isEmpty {
+        let names = [Int(places[id].lowerBound)..<Int(places[id].upperBound), start..<end]
+          .map { "'\(String(decoding: table.names[$0], as: UTF8.self))'" }
+        throw PEFTError(
+          .malformedFile, "'model.vocab' gives \(names[0]) and \(names[1]) the same id \(id)")
+      }
+      places[id] = UInt32(start)..<UInt32(end)
+      start = end
+    }
+    return places
+  }
+
+  /// Writes the bytes of the tokens in the order of the ids.
+  private static func fill(
+    _ arena: inout [UInt8], _ starts: inout [UInt32], _ foreign: inout [Int32], _ names: [UInt8],
+    _ places: [Range<UInt32>], _ isByteLevel: Bool
+  ) {
+    let alphabet = ByteLevelAlphabet.bytes
+    var result = arena.mutableSpan
+    var end = 0
+    for (id, place) in places.enumerated() {
+      let range = Int(place.lowerBound)..<Int(place.upperBound)
+      if isByteLevel {
+        if let decoded = ByteLevelAlphabet.decode(
+          names.span, range, alphabet.span, into: &result, at: end)
+        {
+          end = decoded
+          starts[id + 1] = UInt32(end)
+          continue
+        }
+        foreign.append(Int32(id))
+      }
+      for place in range {
+        result[end] = names[place]
+        end += 1
+      }
+      starts[id + 1] = UInt32(end)
+    }
   }
 
   private static func insert(
-    _ place: Place, _ id: Int32, _ arena: Span<UInt8>, _ places: Span<Place>,
-    _ slots: inout [UInt64]
+    _ id: Int, _ arena: Span<UInt8>, _ starts: Span<UInt32>, _ slots: inout [UInt64]
   ) {
-    let start = Int(place.start)
-    let range = start..<start + Int(place.length)
+    let range = Int(starts[id])..<Int(starts[id + 1])
     let hash = hash(arena, range, from: seed)
     var slot = firstSlot(hash, slots.count)
-    let entry = tag(hash) | UInt64(UInt32(bitPattern: id) + 1)
-    while slots[slot] != 0 {
-      let other = places[Int(UInt32(truncatingIfNeeded: slots[slot]) - 1)]
-      if slots[slot] & tagMask == tag(hash), other.length == place.length,
-        equal(arena, Int(other.start), arena, range)
-      {
-        break
-      }
-      slot = (slot + 1) & (slots.count - 1)
-    }
-    slots[slot] = entry
+    while slots[slot] != 0 { slot = (slot + 1) & (slots.count - 1) }
+    slots[slot] = tag(hash) | UInt64(id + 1)
   }
 
   // MARK: Lookup
@@ -100,15 +145,29 @@ struct Vocabulary: Sendable {
       if entry == 0 { return nil }
       if entry & Self.tagMask == Self.tag(hash) {
         let id = Int(UInt32(truncatingIfNeeded: entry) &- 1)
-        let place = places[id]
-        if Int(place.length) == range.count + prefix,
-          Self.equal(arena.span, Int(place.start) + prefix, text, range)
+        let start = Int(starts[id])
+        if Int(starts[id + 1]) - start == range.count + prefix,
+          Self.equal(arena.span, start + prefix, text, range)
         {
           return Int32(truncatingIfNeeded: id)
         }
       }
       slot = (slot &+ 1) & (slots.count &- 1)
     }
+  }
+
+  /// What a lookup of a hash reads first.
+  @inline(__always)
+  func firstEntry(_ hash: UInt64) -> UInt64 { slots[Self.firstSlot(hash, slots.count)] }
+
+  /// The id of a token whose hash and first entry are known.
+  @inline(__always)
+  func id(
+    of text: Span<UInt8>, _ range: Range<Int>, hash: UInt64, firstEntry: UInt64
+  ) -> Int32? {
+    let id = Int32(truncatingIfNeeded: UInt32(truncatingIfNeeded: firstEntry) &- 1)
+    if firstEntry & Self.tagMask == Self.tag(hash), isToken(id, text, range) { return id }
+    return self.id(of: text, range, hash: hash, prefix: 0)
   }
 
   /// Whether the token `id` has the bytes `text[range]`.
@@ -119,10 +178,10 @@ struct Vocabulary: Sendable {
 
   /// Where the bytes of a token are in ``arena``.
   func range(of id: Int32) -> Range<Int>? {
-    guard id >= 0, Int(id) < places.count else { return nil }
-    let place = places[Int(id)]
-    if place.start == Place.absent { return nil }
-    return Int(place.start)..<Int(place.start) + Int(place.length)
+    guard id >= 0, Int(id) < starts.count - 1, starts[Int(id)] < starts[Int(id) + 1] else {
+      return nil
+    }
+    return Int(starts[Int(id)])..<Int(starts[Int(id) + 1])
   }
 
   /// The bytes of a token.
@@ -137,8 +196,9 @@ struct Vocabulary: Sendable {
   /// Continues a hash (FNV-1a) over bytes, so that the hashes of all prefixes come in one pass.
   @inline(__always)
   static func hash(_ text: Span<UInt8>, _ range: Range<Int>, from start: UInt64) -> UInt64 {
+    precondition(range.upperBound <= text.count)
     var hash = start
-    for place in range { hash = Self.hash(hash, text[place]) }
+    for place in range { hash = Self.hash(hash, text[unchecked: place]) }
     return hash
   }
 

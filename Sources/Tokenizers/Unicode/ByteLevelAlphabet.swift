@@ -23,32 +23,43 @@ enum ByteLevelAlphabet {
     return result
   }()
 
-  /// Appends the bytes that the characters `text[range]` stand for.
+  /// Writes the bytes that the characters `text[range]` stand for to `result` from `start` on. They
+  /// are no more than the characters' own bytes.
   ///
-  /// - Returns: `false`, with nothing appended, when a character is outside of the alphabet.
-  static func decode(_ text: [UInt8], _ range: Range<Int>, into result: inout [UInt8]) -> Bool {
-    let start = result.count
-    let bytes = Self.bytes
+  /// - Parameter alphabet: ``bytes``.
+  /// - Returns: Where the bytes end, or `nil` when a character is outside of the alphabet.
+  @inline(__always)
+  static func decode(
+    _ text: Span<UInt8>, _ range: Range<Int>, _ alphabet: Span<Int16>,
+    into result: inout MutableSpan<UInt8>, at start: Int
+  ) -> Int? {
     var place = range.lowerBound
+    var end = start
     while place < range.upperBound {
       var value = Int(text[place])
       place += 1
       if value >= 0x80 {
         // The alphabet ends below U+0800: two bytes at most.
-        guard value & 0xE0 == 0xC0, place < range.upperBound else {
-          result.removeSubrange(start...)
-          return false
-        }
+        guard value & 0xE0 == 0xC0, place < range.upperBound else { return nil }
         value = (value & 0x1F) << 6 | Int(text[place] & 0x3F)
         place += 1
       }
-      guard value < bytes.count, bytes[value] >= 0 else {
-        result.removeSubrange(start...)
-        return false
-      }
-      result.append(UInt8(truncatingIfNeeded: bytes[value]))
+      guard value < alphabet.count, alphabet[value] >= 0 else { return nil }
+      result[end] = UInt8(truncatingIfNeeded: alphabet[value])
+      end += 1
     }
-    return true
+    return end
+  }
+
+  /// The bytes that characters stand for, or `nil` when one is outside of the alphabet.
+  static func decode(_ text: [UInt8]) -> [UInt8]? {
+    var result = [UInt8](repeating: 0, count: text.count)
+    var span = result.mutableSpan
+    guard let end = decode(text.span, 0..<text.count, bytes.span, into: &span, at: 0) else {
+      return nil
+    }
+    result.removeSubrange(end...)
+    return result
   }
 
   /// The characters that stand for `bytes`.

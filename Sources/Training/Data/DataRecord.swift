@@ -139,3 +139,30 @@ public enum DataFile {
       remedy: "Convert the file, for instance with: iconv -f latin1 -t utf-8.")
   }
 }
+
+extension DataFile {
+  /// The texts of a file to classify: the text column of records, else every line that is not
+  /// empty.
+  ///
+  /// - Throws: ``PEFTError`` naming the file and line; when there is no text.
+  public static func texts(
+    _ path: String, _ columns: DataConfiguration
+  ) throws(PEFTError) -> [(text: String, pair: String?)] {
+    let container = try? Container(path)
+    switch container {
+    case .delimited, .jsonLines, .json:
+      var texts: [(text: String, pair: String?)] = []
+      for record in try records(path) {
+        let text = try record.text(columns.textColumn, setBy: "text_column")
+        var pair: String?
+        if let column = columns.textPairColumn {
+          pair = try record.text(column, setBy: "text_pair_column")
+        }
+        texts.append((text, pair))
+      }
+      return texts
+    case .plainText, nil:
+      return try text(path).split(whereSeparator: \.isNewline).map { (String($0), nil) }
+    }
+  }
+}

@@ -39,15 +39,14 @@ public struct LabelSet: Sendable, Equatable {
   /// - Throws: ``PEFTError`` naming the file.
   public init(file path: String) throws(PEFTError) {
     let value = try FileSystem.readJSON(path)
-    do {
-      if let elements = value.array {
-        let names = elements.compactMap(Self.name)
-        guard names.count == elements.count else { throw Self.malformed }
-        try self.init(names)
-      } else if let object = value.object {
+    do throws(PEFTError) {
+      if let object = value.object {
         try self.init(mapping: object)
       } else {
-        throw Self.malformed
+        let elements = value.array ?? []
+        let names = elements.compactMap(Self.name)
+        guard !names.isEmpty, names.count == elements.count else { throw Self.malformed }
+        try self.init(names)
       }
     } catch {
       throw error.located(at: path)

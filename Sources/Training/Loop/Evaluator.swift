@@ -37,7 +37,7 @@ public struct Evaluator {
       for first in stride(from: 0, to: data.count, by: batchSize) {
         let end = min(first + batchSize, data.count)
         let batch = Batch(data.examples[first..<end])
-        objective.evaluate(batch, ForwardContext(batch.tokens.layout), into: &sums)
+        try objective.evaluate(batch, ForwardContext(batch.tokens.layout), into: &sums)
         try progress(end)
       }
     }

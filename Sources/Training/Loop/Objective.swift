@@ -15,10 +15,12 @@ public protocol Objective {
   ///   - batch: The examples.
   ///   - context: The pass; with a dropout seed in training.
   ///   - count: Number of labels in all batches of the step.
-  func loss(_ batch: Batch, _ context: ForwardContext, count: Int) -> Tensor?
+  /// - Throws: ``PEFTError`` for a label that the model does not have.
+  func loss(_ batch: Batch, _ context: ForwardContext, count: Int) throws(PEFTError) -> Tensor?
 
   /// Adds a batch to an evaluation.
   func evaluate(_ batch: Batch, _ context: ForwardContext, into sums: inout EvaluationSums)
+    throws(PEFTError)
 }
 
 /// Cross-entropy of one class for each sequence.
@@ -32,15 +34,17 @@ public struct ClassificationObjective: Objective {
     batch.labels.count { $0 != ignoredLabel }
   }
 
-  public func loss(_ batch: Batch, _ context: ForwardContext, count: Int) -> Tensor? {
+  public func loss(_ batch: Batch, _ context: ForwardContext, count: Int) throws(PEFTError)
+    -> Tensor?
+  {
     guard labelCount(batch) > 0 else { return nil }
-    return crossEntropy(model.logits(batch.tokens, context), labels: batch.labels, count: count)
+    return try crossEntropy(model.logits(batch.tokens, context), labels: batch.labels, count: count)
   }
 
   public func evaluate(
     _ batch: Batch, _ context: ForwardContext, into sums: inout EvaluationSums
-  ) {
-    sums.add(logits: model.logits(batch.tokens, context), labels: batch.labels)
+  ) throws(PEFTError) {
+    try sums.add(logits: model.logits(batch.tokens, context), labels: batch.labels)
   }
 }
 
@@ -55,19 +59,21 @@ public struct LanguageModelObjective: Objective {
 
   public func labelCount(_ batch: Batch) -> Int { targets(batch).labels.count }
 
-  public func loss(_ batch: Batch, _ context: ForwardContext, count: Int) -> Tensor? {
+  public func loss(_ batch: Batch, _ context: ForwardContext, count: Int) throws(PEFTError)
+    -> Tensor?
+  {
     let (rows, labels) = targets(batch)
     guard !rows.isEmpty else { return nil }
     // Most of the work of a small model is in its output layer: only rows that have a label go
     // through it.
     let hidden = model.lastHiddenState(batch.tokens, context).selectRows(rows)
-    return crossEntropy(
+    return try crossEntropy(
       model.logits(fromHidden: hidden, context), labels: labels, count: count)
   }
 
   public func evaluate(
     _ batch: Batch, _ context: ForwardContext, into sums: inout EvaluationSums
-  ) {
+  ) throws(PEFTError) {
     let (rows, labels) = targets(batch)
     guard !rows.isEmpty else { return }
     let hidden = model.lastHiddenState(batch.tokens, context)
@@ -76,7 +82,7 @@ public struct LanguageModelObjective: Objective {
     for start in stride(from: 0, to: rows.count, by: chunk) {
       let part = start..<min(start + chunk, rows.count)
       let logits = model.logits(fromHidden: hidden.selectRows(Array(rows[part])), context)
-      sums.add(logits: logits, labels: Array(labels[part]))
+      try sums.add(logits: logits, labels: Array(labels[part]))
     }
   }
 
@@ -113,10 +119,10 @@ public struct EvaluationSums: Sendable {
   /// - Parameters:
   ///   - logits: `[labels.count, classes]`.
   ///   - labels: The right classes; ``Tensors/ignoredLabel`` does not count.
-  public mutating func add(logits: Tensor, labels: [Int32]) {
+  public mutating func add(logits: Tensor, labels: [Int32]) throws(PEFTError) {
     let counted = labels.count { $0 != ignoredLabel }
     guard counted > 0 else { return }
-    loss += Double(crossEntropy(logits, labels: labels).item) * Double(counted)
+    loss += try Double(crossEntropy(logits, labels: labels).item) * Double(counted)
     count += counted
     correct += zip(logits.argmaxOfRows, labels).count { $0 == $1 }
   }

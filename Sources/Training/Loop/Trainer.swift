@@ -156,7 +156,7 @@ public final class Trainer {
       context.dropoutSeed = mix(UInt64(arguments.seed), UInt64(microStep))
       context.recomputesBlocks = arguments.recomputesBlocks
       tokens += batch.tokens.layout.rows
-      guard let part = objective.loss(batch, context, count: count) else { continue }
+      guard let part = try objective.loss(batch, context, count: count) else { continue }
       loss += Double(part.item)
       gradients.add(part.backward())
     }

@@ -40,30 +40,28 @@ struct TrainerState {
   func object(_ plan: TrainingPlan, _ arguments: TrainingArguments, bestFolder: String?)
     -> JSONObject
   {
-    JSONObject([
-      ("best_global_step", bestStep.map { .int($0) } ?? .null),
-      ("best_metric", bestMetric.map { .double($0) } ?? .null),
-      ("best_model_checkpoint", bestFolder.map { .string($0) } ?? .null),
-      ("epoch", .double(plan.epochs(after: step))),
-      (
-        "eval_steps", .int(arguments.evaluationSteps ?? arguments.loggingSteps)
-      ),
-      ("global_step", .int(step)),
-      ("is_hyper_param_search", false),
-      ("is_local_process_zero", true),
-      ("is_world_process_zero", true),
-      ("log_history", .array(logHistory)),
-      ("logging_steps", .int(arguments.loggingSteps)),
-      ("max_steps", .int(plan.totalSteps)),
-      ("num_input_tokens_seen", .int(tokens)),
-      ("num_train_epochs", .int(plan.epochCount)),
-      ("save_steps", .int(arguments.saveSteps)),
-      ("stateful_callbacks", .object(JSONObject())),
-      ("total_flos", 0.0),
-      ("train_batch_size", .int(arguments.trainBatchSize)),
-      ("train_loss_sum", .double(lossSum)),
-      ("trial_name", .null),
-      ("trial_params", .null),
-    ])
+    var object = JSONObject()
+    object["best_global_step"] = bestStep.map { .int($0) } ?? .null
+    object["best_metric"] = bestMetric.map { .double($0) } ?? .null
+    object["best_model_checkpoint"] = bestFolder.map { .string($0) } ?? .null
+    object["epoch"] = .double(plan.epochs(after: step))
+    object["eval_steps"] = .int(arguments.evaluationSteps ?? arguments.loggingSteps)
+    object["global_step"] = .int(step)
+    object["is_hyper_param_search"] = false
+    object["is_local_process_zero"] = true
+    object["is_world_process_zero"] = true
+    object["log_history"] = .array(logHistory)
+    object["logging_steps"] = .int(arguments.loggingSteps)
+    object["max_steps"] = .int(plan.totalSteps)
+    object["num_input_tokens_seen"] = .int(tokens)
+    object["num_train_epochs"] = .int(plan.epochCount)
+    object["save_steps"] = .int(arguments.saveSteps)
+    object["stateful_callbacks"] = .object(JSONObject())
+    object["total_flos"] = 0.0
+    object["train_batch_size"] = .int(arguments.trainBatchSize)
+    object["train_loss_sum"] = .double(lossSum)
+    object["trial_name"] = .null
+    object["trial_params"] = .null
+    return object
   }
 }

@@ -29,26 +29,22 @@ public final class AdamW {
     }
   }
 
-  private struct Moments {
-    var first: Tensor
-    var second: Tensor
-    /// Updates so far; a parameter without a gradient is not updated, as in torch.
-    var steps: Int
-  }
-
   /// The settings.
   public let settings: Settings
   /// The parameters under the names that ``items`` uses.
   public let parameters: [AdapterTensor]
-  private var moments: [Moments]
+  private var firstMoments: [Tensor]
+  private var secondMoments: [Tensor]
+  /// Updates of each parameter; one without a gradient is not updated, as in torch.
+  private var steps: [Int]
 
   /// Creates an optimiser with moments of zero.
   public init(_ parameters: [AdapterTensor], settings: Settings = Settings()) {
     self.parameters = parameters
     self.settings = settings
-    moments = parameters.map {
-      Moments(first: .zeros($0.parameter.shape), second: .zeros($0.parameter.shape), steps: 0)
-    }
+    firstMoments = parameters.map { .zeros($0.parameter.shape) }
+    secondMoments = parameters.map { .zeros($0.parameter.shape) }
+    steps = parameters.map { _ in 0 }
   }
 
   /// Updates every parameter that has a gradient.
@@ -60,15 +56,15 @@ public final class AdamW {
   public func update(_ gradients: Gradients, learningRate: Double, gradientScale: Float = 1) {
     for (index, entry) in parameters.enumerated() {
       guard let gradient = gradients[entry.parameter] else { continue }
-      moments[index].steps += 1
-      let steps = moments[index].steps
+      steps[index] += 1
+      let step = steps[index]
       entry.parameter.update { value in
         value.withMutableSlice { parameter in
-          moments[index].first.withMutableSlice { first in
-            moments[index].second.withMutableSlice { second in
+          firstMoments[index].withMutableSlice { first in
+            secondMoments[index].withMutableSlice { second in
               Optimizers.adamW(
                 parameter: parameter, gradient: gradient.slice, firstMoment: first,
-                secondMoment: second, step: steps, learningRate: learningRate,
+                secondMoment: second, step: step, learningRate: learningRate,
                 beta1: settings.beta1, beta2: settings.beta2, epsilon: settings.epsilon,
                 weightDecay: settings.weightDecay, gradientScale: gradientScale)
             }
@@ -93,11 +89,11 @@ public final class AdamW {
 
   /// The state as tensors of a file: `exp_avg.KEY`, `exp_avg_sq.KEY` and `step.KEY`.
   public var items: [SafetensorsItem] {
-    zip(parameters, moments).flatMap { entry, moments in
+    parameters.enumerated().flatMap { index, entry in
       [
-        SafetensorsItem("exp_avg.\(entry.key)", moments.first),
-        SafetensorsItem("exp_avg_sq.\(entry.key)", moments.second),
-        SafetensorsItem("step.\(entry.key)", shape: [], integers: [Int64(moments.steps)]),
+        SafetensorsItem("exp_avg.\(entry.key)", firstMoments[index]),
+        SafetensorsItem("exp_avg_sq.\(entry.key)", secondMoments[index]),
+        SafetensorsItem("step.\(entry.key)", shape: [], integers: [Int64(steps[index])]),
       ]
     }
   }
@@ -107,19 +103,19 @@ public final class AdamW {
   /// - Throws: ``PEFTError`` when a tensor is missing or has another shape; the state is then as it
   ///   was.
   public func load(_ file: SafetensorsFile) throws(PEFTError) {
-    var loaded: [Moments] = []
+    var (firsts, seconds, counts): ([Tensor], [Tensor], [Int]) = ([], [], [])
     for entry in parameters {
-      let first = try file.tensor("exp_avg.\(entry.key)")
-      let second = try file.tensor("exp_avg_sq.\(entry.key)")
-      for tensor in [first, second] where tensor.shape != entry.parameter.shape {
+      firsts.append(try file.tensor("exp_avg.\(entry.key)"))
+      seconds.append(try file.tensor("exp_avg_sq.\(entry.key)"))
+      for tensor in [firsts.last!, seconds.last!] where tensor.shape != entry.parameter.shape {
         throw PEFTError(
-          .shapeMismatch,
-          "the moments of '\(entry.key)' have shape \(tensor.shape), "
+          .shapeMismatch, "the moments of '\(entry.key)' have shape \(tensor.shape), "
             + "\(entry.parameter.shape) was expected", at: file.path)
       }
-      let steps = try file.integers("step.\(entry.key)").values.first ?? 0
-      loaded.append(Moments(first: first, second: second, steps: Int(steps)))
+      counts.append(Int(try file.integers("step.\(entry.key)").values.first ?? 0))
     }
-    moments = loaded
+    firstMoments = firsts
+    secondMoments = seconds
+    steps = counts
   }
 }
