@@ -60,8 +60,8 @@ struct Forward: ParsableCommand {
     if let gradients { try SafetensorsWriter.write(slopes, to: gradients) }
     try SafetensorsWriter.write(items, to: output)
     let loss = pass.loss.map { ", loss \($0.item)" } ?? ""
-    Terminal.note("\(output): \(pass.outputName) \(pass.output.shape)\(loss)")
-    if let gradients { Terminal.note("\(gradients): \(slopes.count) gradients") }
+    Terminal.writeError("\(output): \(pass.outputName) \(pass.output.shape)\(loss)\n")
+    if let gradients { Terminal.writeError("\(gradients): \(slopes.count) gradients\n") }
   }
 
   /// Refuses before any work is done.

@@ -54,9 +54,9 @@ struct Merge: ParsableCommand {
       """
       \(output): \(session.loaded.model.typeName) with \(named.map(\.name).joined(separator: ", ")) \
       merged, \(try Self.content(output))
-      max |Δ\(expected.quantity)| \(significant(probe.difference(from: expected))) between the \
+      max |Δ\(expected.quantity)| \(scientific(probe.difference(from: expected))) between the \
       merged model and the model with adapters; largest |\(expected.quantity)| \
-      \(significant(Double(expected.output.maximumMagnitude)))
+      \(scientific(Double(expected.output.maximumMagnitude)))
 
       """)
   }
@@ -93,10 +93,8 @@ struct Merge: ParsableCommand {
     guard case .sequenceClassification(let count) = loaded.head else { return JSONObject() }
     var names: [String]?
     for folder in folders {
-      let path = FileSystem.join(folder, "labels.json")
-      guard FileSystem.exists(path) else { continue }
-      let list = try FileSystem.readJSON(path).array?.compactMap(\.string)
-      if let list, list.count == count { names = list }
+      let labels = try AdapterFolder(folder).labels()
+      if labels?.count == count { names = labels?.names }
     }
     let old = loaded.model.configuration.object["id2label"]?.object
     if names == nil, old?.members.count == count { return JSONObject() }

@@ -94,7 +94,7 @@ struct ModelSession {
   func warnAboutRandomParameters() {
     let names = randomParameters
     guard !names.isEmpty else { return }
-    Terminal.note(
-      "warning: \(loaded.folder) has no \(names.joined(separator: ", ")); initialised at random")
+    Terminal.writeError(
+      "warning: \(loaded.folder) has no \(names.joined(separator: ", ")); initialised at random\n")
   }
 }
