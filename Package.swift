@@ -75,7 +75,8 @@ let package = Package(
     // Models and training.
     + module("Tokenizers", ["PEFTSupport"])
     + module("Models", ["NN"])
-    + module("Training", ["Models", "PEFTCore", "Tokenizers"])
+    + module(
+      "Training", ["Models", "PEFTCore", "Tokenizers", "BLASKernels"], testing: ["TunerLoRA"])
     + module("PEFT", ["Training", "TunerLoRA"])
     // The tool.
     + [

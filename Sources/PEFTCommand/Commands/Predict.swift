@@ -60,7 +60,7 @@ struct Predict: ParsableCommand {
     func answer(_ items: [(text: String, pair: String?)]) throws(PEFTError) {
       let predictions = try adapted.classify(items, tokenizer: tokenizer, maxLength: maxLength)
       for (item, prediction) in zip(items, predictions) {
-        Terminal.write(line(item, prediction) + "\n")
+        try Terminal.write(line(item, prediction) + "\n")
       }
     }
     if input == nil, texts.isEmpty {

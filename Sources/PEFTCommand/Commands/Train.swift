@@ -64,7 +64,7 @@ struct Train: ParsableCommand {
         "interrupted after step \(summary.steps); go on with --set resume_from_checkpoint=true\n")
       throw ExitCode(130)
     }
-    if !quiet { Terminal.write(Self.conclusion(summary, configuration.arguments.outputFolder)) }
+    if !quiet { try Terminal.write(Self.conclusion(summary, configuration.arguments.outputFolder)) }
   }
 
   // MARK: Text

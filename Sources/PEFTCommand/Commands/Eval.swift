@@ -80,9 +80,9 @@ struct Eval: ParsableCommand {
     reporter.close()
     if json {
       let members = [("examples", JSONValue.int(result.examples))] + result.members("eval")
-      Terminal.write(JSONValue.object(JSONObject(members)).text(.spaced) + "\n")
+      try Terminal.write(JSONValue.object(JSONObject(members)).text(.spaced) + "\n")
     } else {
-      Terminal.write("\(grouped(result.examples)) examples: \(result.summary)\n")
+      try Terminal.write("\(grouped(result.examples)) examples: \(result.summary)\n")
     }
   }
 }
