@@ -20,7 +20,6 @@ extension PeftModel {
     _ path: String, as name: String = "default", strict: Bool = true
   ) throws(PEFTError) -> LoadReport {
     let folder = try AdapterFolder(path)
-    let active = selection.active
     do {
       try add(name, any: try registry.config(folder.config), seed: 0)
     } catch {
@@ -30,8 +29,6 @@ extension PeftModel {
       return try loadTensors(folder.tensors, into: name, strict: strict)
     } catch {
       try delete(name)
-      selection.active = active
-      updateTrainability()
       throw error
     }
   }
