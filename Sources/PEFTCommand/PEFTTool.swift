@@ -12,6 +12,9 @@ struct PEFTTool: ParsableCommand {
       Train.self, Eval.self, Predict.self, Generate.self, Merge.self, Inspect.self, Forward.self,
     ])
 
+  // What ArgumentParser writes before a message of its own.
+  static let _errorLabel = "error"
+
   /// Runs the tool: errors of input are one line that begins with "error:", and exit status 1.
   static func main() {
     do {

@@ -115,7 +115,7 @@ public enum FileSystem {
       try file.sync()
     } catch {
       unlink(temporary)
-      throw error
+      throw error.relocated(from: temporary, to: path)
     }
     guard rename(temporary, path) == 0 else {
       let failure = systemError("cannot replace", path)
@@ -143,7 +143,7 @@ public enum FileSystem {
       try body(temporary)
     } catch {
       removeTree(temporary)
-      throw error
+      throw (error as? PEFTError)?.relocated(from: temporary, to: target) ?? error
     }
     syncFolder(temporary)
     if exists(target), !isDirectory(target) {
@@ -249,6 +249,15 @@ private func writeSome(_ descriptor: Int32, _ buffer: UnsafeRawPointer, _ count:
 
 /// Darwin refuses more than 2 GiB in one call.
 private let largestTransfer = 1 << 30
+
+extension PEFTError {
+  /// The same error where the user knows the place by another path than the one in use.
+  fileprivate func relocated(from temporary: String, to path: String) -> PEFTError {
+    guard let location, location.hasPrefix(temporary) else { return self }
+    return PEFTError(
+      code, message, at: path + location.dropFirst(temporary.count), remedy: remedy)
+  }
+}
 
 /// A file being written.
 public struct OutputFile: ~Copyable {

@@ -35,7 +35,8 @@ struct AddedTokenMatcher: Sendable {
   private let patterns: [[UInt8]]
   /// For each first byte the tokens that begin with it, longest first; empty for most bytes.
   private let candidates: [[Int]]
-  let isEmpty: Bool
+  /// Whether a token begins with the byte.
+  private let isFirst: [Bool]
 
   /// A part of a text: an added token, or what stands between.
   struct Part {
@@ -58,37 +59,41 @@ struct AddedTokenMatcher: Sendable {
       }
     }
     self.candidates = candidates
-    isEmpty = candidates.allSatisfy(\.isEmpty)
+    isFirst = candidates.map { !$0.isEmpty }
+  }
+
+  /// Whether `text` has a byte that a token begins with.
+  func mayMatch(_ text: [UInt8]) -> Bool {
+    let isFirst = isFirst.span
+    for byte in text where isFirst[Int(byte)] { return true }
+    return false
   }
 
   /// Cuts `text` at its added tokens and calls `body` for each part in order.
   func forEachPart(of text: [UInt8], _ body: (Part) -> Void) {
     if text.isEmpty { return }
     var done = 0
-    if !isEmpty {
-      let span = text.span
-      var place = 0
-      while place < text.count {
-        guard let found = match(span, at: place) else {
-          place += 1
-          continue
-        }
-        let match = place..<place + patterns[found].count
-        place = match.upperBound
-        guard let range = accept(tokens[found], span, match, done) else { continue }
-        if done < range.lowerBound { body(Part(token: nil, range: done..<range.lowerBound)) }
-        body(Part(token: tokens[found].id, range: range))
-        done = range.upperBound
+    let span = text.span
+    let isFirst = isFirst.span
+    var place = 0
+    while place < span.count {
+      guard isFirst[Int(span[place])], let found = match(span, at: place) else {
+        place += 1
+        continue
       }
+      let match = place..<place + patterns[found].count
+      place = match.upperBound
+      guard let range = accept(tokens[found], span, match, done) else { continue }
+      if done < range.lowerBound { body(Part(token: nil, range: done..<range.lowerBound)) }
+      body(Part(token: tokens[found].id, range: range))
+      done = range.upperBound
     }
     if done < text.count { body(Part(token: nil, range: done..<text.count)) }
   }
 
   @inline(__always)
   private func match(_ text: Span<UInt8>, at place: Int) -> Int? {
-    let candidates = candidates[Int(text[place])]
-    if candidates.isEmpty { return nil }
-    search: for candidate in candidates {
+    search: for candidate in candidates[Int(text[place])] {
       let pattern = patterns[candidate]
       if pattern.count > text.count - place { continue }
       for offset in 0..<pattern.count where pattern[offset] != text[place + offset] {

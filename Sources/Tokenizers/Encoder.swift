@@ -7,11 +7,14 @@ extension Tokenizer {
     private let core: TokenizerCore
     private let truncation: Truncation?
     private let padding: Padding?
-    private var scratch = Scratch()
-    private var list = PieceList()
+    private var pipeline: Pipeline
+    /// The ids of the text and of the second of a pair.
+    private var first: [Int32] = []
+    private var second: [Int32] = []
 
     init(_ tokenizer: Tokenizer) {
       core = tokenizer.core
+      pipeline = Pipeline(core: tokenizer.core)
       truncation = tokenizer.truncation
       padding = tokenizer.padding
     }
@@ -35,32 +38,31 @@ extension Tokenizer {
     /// The token ids of a text alone: no special tokens, truncation or padding.
     public mutating func ids(of text: String) -> [Int32] {
       var ids: [Int32] = []
-      append(Array(text.utf8), to: &ids)
+      pipeline.append(Array(text.utf8), to: &ids)
       return ids
     }
 
     mutating func encodeUnpadded(
       _ text: String, _ pair: String?, _ addSpecialTokens: Bool, _ maxLength: Int?
     ) -> Encoding {
-      let first = ids(of: text)
-      let second = pair.map { ids(of: $0) }
-      var truncation = truncation
-      if let maxLength {
-        precondition(maxLength >= 0, "maxLength must not be negative")
-        truncation = truncation ?? Truncation(maxLength: maxLength)
-        truncation?.maxLength = maxLength
-      }
+      first.removeAll(keepingCapacity: true)
+      pipeline.append(Array(text.utf8), to: &first)
+      second.removeAll(keepingCapacity: true)
+      if let pair { pipeline.append(Array(pair.utf8), to: &second) }
+
       let post = core.postProcessor
-      var kept = (first[...], second.map { $0[...] } ?? [])
-      if let truncation {
-        let special = addSpecialTokens ? post.specialCount(isPair: pair != nil) : 0
-        let counts = truncation.keptCounts(
-          first: first.count, second: second?.count, special: special)
-        kept.0 = truncation.cut(first, to: counts.0)
-        if let second { kept.1 = truncation.cut(second, to: counts.1) }
+      let special = addSpecialTokens ? post.specialCount(isPair: pair != nil) : 0
+      var counts = (first.count, second.count)
+      if let limit = limit(maxLength) {
+        counts = limit.keptCounts(
+          first: first.count, second: pair == nil ? nil : second.count, special: special)
       }
-      var encoding = Encoding()
-      for item in second == nil ? post.single : post.pair {
+      let kept = (cut(first, to: counts.0), cut(second, to: counts.1))
+      let template = pair == nil ? post.single : post.pair
+      var count = special
+      for case .sequence(let number, _) in template { count += number == 0 ? counts.0 : counts.1 }
+      var encoding = Encoding(reserving: count)
+      for item in template {
         switch item {
         case .sequence(let number, let typeID):
           encoding.append(number == 0 ? kept.0 : kept.1, typeID: typeID, isSpecial: false)
@@ -71,45 +73,18 @@ extension Tokenizer {
       return encoding
     }
 
-    // MARK: Stages
-
-    private mutating func append(_ text: [UInt8], to ids: inout [Int32]) {
-      let core = core
-      core.added.plain.forEachPart(of: text) { part in
-        if let token = part.token {
-          ids.append(token)
-        } else {
-          let isWhole = part.range.count == text.count
-          appendNormalized(
-            isWhole ? text : Array(text[part.range]),
-            startsInput: part.range.lowerBound == 0, to: &ids)
-        }
-      }
+    /// The truncation in force for a call.
+    private func limit(_ maxLength: Int?) -> Truncation? {
+      guard let maxLength else { return truncation }
+      precondition(maxLength >= 0, "maxLength must not be negative")
+      var limit = truncation ?? Truncation(maxLength: maxLength)
+      limit.maxLength = maxLength
+      return limit
     }
 
-    private mutating func appendNormalized(
-      _ text: [UInt8], startsInput: Bool, to ids: inout [Int32]
-    ) {
-      var text = text
-      for normalizer in core.normalizers { normalizer.normalize(&text) }
-      let core = core
-      core.added.normalized.forEachPart(of: text) { part in
-        if let token = part.token {
-          ids.append(token)
-        } else {
-          let isWhole = part.range.count == text.count
-          list.bytes = isWhole ? text : Array(text[part.range])
-          list.startsInput = startsInput && part.range.lowerBound == 0
-          appendPieces(to: &ids)
-        }
-      }
-    }
-
-    private mutating func appendPieces(to ids: inout [Int32]) {
-      list.pieces.removeAll(keepingCapacity: true)
-      list.pieces.append(0..<list.bytes.count)
-      for step in core.preTokenizers { step.split(&list) }
-      core.model.encode(list, &scratch, into: &ids)
+    /// The tokens that stay when `count` of them do.
+    private func cut(_ ids: [Int32], to count: Int) -> ArraySlice<Int32> {
+      truncation?.side == .left ? ids.suffix(count) : ids.prefix(count)
     }
   }
 }

@@ -17,11 +17,21 @@ extension Tokenizer {
     /// The number of tokens, padding included.
     public var count: Int { ids.count }
 
+    /// Makes an encoding of `count` tokens, all of type 0 and none special, whose ids are still to
+    /// be appended.
+    init(reserving count: Int) {
+      ids.reserveCapacity(count)
+      typeIDs = [Int32](repeating: 0, count: count)
+      specialTokensMask = [Bool](repeating: false, count: count)
+      attentionMask = [Bool](repeating: true, count: count)
+    }
+
+    /// Appends ids, with their types and marks where they are not the usual ones.
     mutating func append(_ tokens: ArraySlice<Int32>, typeID: Int32, isSpecial: Bool) {
+      let start = ids.count
       ids.append(contentsOf: tokens)
-      typeIDs.append(contentsOf: repeatElement(typeID, count: tokens.count))
-      specialTokensMask.append(contentsOf: repeatElement(isSpecial, count: tokens.count))
-      attentionMask.append(contentsOf: repeatElement(true, count: tokens.count))
+      if typeID != 0 { for place in start..<ids.count { typeIDs[place] = typeID } }
+      if isSpecial { for place in start..<ids.count { specialTokensMask[place] = true } }
     }
 
     mutating func pad(to length: Int, _ padding: Padding) {
@@ -58,10 +68,5 @@ extension Truncation {
       if short > room || kept.0 + kept.1 > room { kept = (room / 2, room / 2 + room % 2) }
       return first > second ? (kept.1, kept.0) : kept
     }
-  }
-
-  /// The tokens that stay.
-  func cut(_ ids: [Int32], to count: Int) -> ArraySlice<Int32> {
-    side == .right ? ids.prefix(count) : ids.suffix(count)
   }
 }

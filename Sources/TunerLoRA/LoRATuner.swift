@@ -1,5 +1,4 @@
 import PEFTCore
-import PEFTSupport
 
 /// Low-rank adaptation (Hu et al., arXiv 2106.09685): W + s·B·A with s = alpha/r.
 public enum LoRATuner: Tuner {

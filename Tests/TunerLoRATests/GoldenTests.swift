@@ -79,8 +79,10 @@ struct GoldenCase {
   /// The pair that is active together; peft refuses two adapters that both hold a classifier.
   var two: [String] { name == "bert" ? ["a", "c"] : ["a", "b"] }
 
-  func loadModel() throws -> PeftModel {
-    let loaded = try ModelLoader.load(folder("model"))
+  func loadModel(
+    head: ModelHead? = nil, options: ModelOptions = ModelOptions()
+  ) throws -> PeftModel {
+    let loaded = try ModelLoader.load(folder("model"), head: head, options: options)
     var registry = TunerRegistry()
     registry.register(LoRATuner.self)
     return PeftModel(
@@ -94,8 +96,11 @@ struct GoldenCase {
     try PaddedBatch(file, prefix: prefix)
   }
 
-  func output(_ peft: PeftModel, _ batch: PaddedBatch) -> Tensor {
-    let context = ForwardContext(batch.packed.layout)
+  func output(
+    _ peft: PeftModel, _ batch: PaddedBatch, _ change: (inout ForwardContext) -> Void = { _ in }
+  ) -> Tensor {
+    var context = ForwardContext(batch.packed.layout)
+    change(&context)
     switch peft.base {
     case let model as any SequenceClassifier: return model.logits(batch.packed, context)
     case let model as any CausalLanguageModel: return model.logits(batch.packed, context)
@@ -105,10 +110,15 @@ struct GoldenCase {
   }
 
   func loss(
-    _ peft: PeftModel, _ file: SafetensorsFile, prefix: String = ""
+    _ peft: PeftModel, _ file: SafetensorsFile, prefix: String = "", recomputing: Bool = false
   ) throws -> Tensor {
     let batch = try batch(file, prefix: prefix)
-    return try crossEntropy(output(peft, batch), labels: batch.packedLabels)
+    let logits = output(peft, batch) { context in
+      context.recomputesBlocks = recomputing
+      // Blocks are recomputed in training only; these models have no dropout.
+      if recomputing { context.dropoutSeed = 1 }
+    }
+    return try crossEntropy(logits, labels: batch.packedLabels)
   }
 
   /// Compares outputs, and losses where there are labels, with what peft gave.

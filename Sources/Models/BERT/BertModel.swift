@@ -67,6 +67,7 @@ public final class BertModel: TransformerModel {
     pooler = try BertPooler(shape, builder["pooler"])
   }
 
+  /// What the model can take as input.
   public var inputLimits: InputLimits {
     InputLimits(
       vocabulary: embeddings.wordEmbeddings.count, positions: embeddings.positionEmbeddings.count,
@@ -111,7 +112,9 @@ public final class BertForSequenceClassification: SequenceClassifier {
     classifier = try builder.linear("classifier", shape.hidden, labels, bias: true)
   }
 
+  /// What the model can take as input.
   public var inputLimits: InputLimits { bert.inputLimits }
+  /// Whether the classifier reads the last token's state instead of the first's.
   public var readsLastToken: Bool { false }
 
   /// The hidden states after the last layer, `[rows, hidden]`.

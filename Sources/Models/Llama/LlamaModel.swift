@@ -29,6 +29,7 @@ public final class LlamaModel: TransformerModel {
       "norm", shape.hidden, epsilon: shape.epsilon, typeName: "\(shape.family)RMSNorm")
   }
 
+  /// What the model can take as input.
   public var inputLimits: InputLimits {
     InputLimits(
       vocabulary: embedTokens.count, positions: shape.positions, positionsAreTable: false)
@@ -83,8 +84,10 @@ public final class LlamaForCausalLM: CausalLanguageModel {
     }
   }
 
+  /// What the model can take as input.
   public var inputLimits: InputLimits { model.inputLimits }
 
+  /// An empty cache of keys and values for generation.
   public func makeCache(sequences: Int, capacity: Int) -> KeyValueCache {
     KeyValueCache(layers: model.layers.elements.count, sequences: sequences, capacity: capacity)
   }
@@ -124,7 +127,9 @@ public final class LlamaForSequenceClassification: SequenceClassifier {
     score = try builder.linear("score", shape.hidden, labels, bias: false)
   }
 
+  /// What the model can take as input.
   public var inputLimits: InputLimits { model.inputLimits }
+  /// Whether the classifier reads the last token's state instead of the first's.
   public var readsLastToken: Bool { true }
 
   /// The hidden states after the last layer, `[rows, hidden]`.

@@ -60,8 +60,8 @@ struct Forward: ParsableCommand {
     if let gradients { try SafetensorsWriter.write(slopes, to: gradients) }
     try SafetensorsWriter.write(items, to: output)
     let loss = pass.loss.map { ", loss \($0.item)" } ?? ""
-    Terminal.note("\(output): \(pass.outputName) \(pass.output.shape)\(loss)")
-    if let gradients { Terminal.note("\(gradients): \(slopes.count) gradients") }
+    Terminal.writeError("\(output): \(pass.outputName) \(pass.output.shape)\(loss)\n")
+    if let gradients { Terminal.writeError("\(gradients): \(slopes.count) gradients\n") }
   }
 
   /// Refuses before any work is done.
@@ -76,11 +76,17 @@ struct Forward: ParsableCommand {
         .invalidConfiguration, "the task \(session.task.name) has no loss", at: "--gradients",
         remedy: "Give a task that has one with --task.")
     }
-    if session.peft.activeAdapters.count != 1 {
+    let active = session.peft.activeAdapters
+    if active.isEmpty {
+      throw PEFTError(
+        .invalidConfiguration, "nothing can be trained: no adapter is active", at: "--gradients",
+        remedy: "Load one with --adapter.")
+    }
+    if active.count > 1 {
       throw PEFTError(
         .invalidConfiguration,
-        "one active adapter is needed, there are \(session.peft.activeAdapters.count): the keys "
-          + "of several are the same", at: "--gradients", remedy: "Choose one with --active.")
+        "\(active.count) adapters are active, and tensors of different adapters have the same keys",
+        at: "--gradients", remedy: "Choose one adapter with --active.")
     }
   }
 

@@ -62,7 +62,7 @@ struct Generate: ParsableCommand {
     }
     try Terminal.write(decoder.finish() + "\n")
     let seed = settings.sampling.map { "; seed \($0.seed)" } ?? ""
-    Terminal.note(clock.summary + seed)
+    Terminal.writeError(clock.summary + seed + "\n")
   }
 }
 

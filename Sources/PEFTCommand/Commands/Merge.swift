@@ -53,12 +53,19 @@ struct Merge: ParsableCommand {
     try Terminal.write(
       """
       \(output): \(session.loaded.model.typeName) with \(named.map(\.name).joined(separator: ", ")) \
-      merged
-      max |Δ\(expected.quantity)| \(significant(probe.difference(from: expected))) between the \
+      merged, \(try Self.content(output))
+      max |Δ\(expected.quantity)| \(scientific(probe.difference(from: expected))) between the \
       merged model and the model with adapters; largest |\(expected.quantity)| \
-      \(significant(Double(expected.output.maximumMagnitude)))
+      \(scientific(Double(expected.output.maximumMagnitude)))
 
       """)
+  }
+
+  /// What the written file holds: "22,713,216 parameters in float32".
+  private static func content(_ folder: String) throws(PEFTError) -> String {
+    let entries = try SafetensorsFile(FileSystem.join(folder, "model.safetensors")).entries
+    let types = Set(entries.map(\.type.torchName)).sorted().joined(separator: " and ")
+    return "\(grouped(entries.reduce(0) { $0 + $1.count })) parameters in \(types)"
   }
 
   /// Refuses an output folder that would destroy something.
@@ -86,10 +93,8 @@ struct Merge: ParsableCommand {
     guard case .sequenceClassification(let count) = loaded.head else { return JSONObject() }
     var names: [String]?
     for folder in folders {
-      let path = FileSystem.join(folder, "labels.json")
-      guard FileSystem.exists(path) else { continue }
-      let list = try FileSystem.readJSON(path).array?.compactMap(\.string)
-      if let list, list.count == count { names = list }
+      let labels = try AdapterFolder(folder).labels()
+      if labels?.count == count { names = labels?.names }
     }
     let old = loaded.model.configuration.object["id2label"]?.object
     if names == nil, old?.members.count == count { return JSONObject() }

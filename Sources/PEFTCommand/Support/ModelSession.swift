@@ -49,7 +49,7 @@ struct ModelSession {
       for name in active where !peft.adapterNames.contains(name) {
         throw Self.unknown(name, peft.adapterNames)
       }
-      do { try peft.setActive(active) } catch { throw error.located(at: "--active") }
+      do { try peft.setActive(active) } catch { throw error.located(at: "--adapter") }
     }
   }
 
@@ -94,7 +94,7 @@ struct ModelSession {
   func warnAboutRandomParameters() {
     let names = randomParameters
     guard !names.isEmpty else { return }
-    Terminal.note(
-      "warning: \(loaded.folder) has no \(names.joined(separator: ", ")); initialised at random")
+    Terminal.writeError(
+      "warning: \(loaded.folder) has no \(names.joined(separator: ", ")); initialised at random\n")
   }
 }

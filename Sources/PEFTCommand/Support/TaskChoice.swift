@@ -1,4 +1,5 @@
 import PEFT
+import Training
 
 /// The task of a command and the head of the model that serves it.
 struct TaskChoice {
@@ -52,14 +53,7 @@ struct TaskChoice {
   private static func labels(
     _ configuration: ModelConfiguration, _ adapters: [AdapterFolder]
   ) throws(PEFTError) -> Int {
-    for adapter in adapters {
-      for entry in adapter.tensors.entries where entry.shape.count == 2 {
-        let isHead = ["classifier", "score"].contains {
-          entry.name == "base_model.model.\($0).weight"
-        }
-        if isHead { return entry.shape[0] }
-      }
-    }
+    if let count = adapters.lazy.compactMap(\.classCount).first { return count }
     return try ModelLoader.labelCount(configuration)
   }
 }

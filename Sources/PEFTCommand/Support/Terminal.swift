@@ -1,64 +1,60 @@
+import PEFT
+
 #if canImport(Glibc)
   import Glibc
 #elseif canImport(Darwin)
   import Darwin
 #endif
 
-import PEFT
-
-/// The standard streams, without buffering.
+/// The standard streams, unbuffered: results go to the output, everything about progress to the
+/// error stream.
 enum Terminal {
-  /// Writes text to standard output, where it appears at once.
+  /// Writes text to the standard output.
   ///
-  /// - Throws: ``PEFTError`` `fileAccess` when it cannot be written, as on a full disk.
+  /// - Throws: ``PEFTError`` `fileAccess` when it cannot be written, as to a full disk.
   static func write(_ text: String) throws(PEFTError) {
-    if !write(text, to: 1) {
+    if !write(text, to: STDOUT_FILENO) {
       throw PEFTError(
         .fileAccess, "cannot write: \(String(cString: strerror(errno)))", at: "standard output")
     }
   }
 
-  /// Writes a line to standard error, which carries what is not the result.
-  static func note(_ line: String) { writeError(line + "\n") }
-
-  /// Writes text to standard error. Where nobody reads it, there is nobody to tell.
-  static func writeError(_ text: String) { _ = write(text, to: 2) }
+  /// Writes text to the standard error stream.
+  static func writeError(_ text: String) {
+    // When this fails there is nobody left to tell.
+    _ = write(text, to: STDERR_FILENO)
+  }
 
   /// The error stream for progress displays.
   static var progress: ProgressReporter.Output {
     ProgressReporter.Output(
-      isTerminal: isatty(2) == 1 && !isDumb, columns: { columns }, write: { writeError($0) })
+      isTerminal: isatty(STDERR_FILENO) == 1 && !isDumb, columns: { columns },
+      write: { writeError($0) })
   }
 
   /// Whether the standard input comes from a person.
-  static var isInteractive: Bool { isatty(0) == 1 }
+  static var isInteractive: Bool { isatty(STDIN_FILENO) == 1 }
 
   private static var isDumb: Bool { getenv("TERM").map { String(cString: $0) } == "dumb" }
 
   private static var columns: Int {
     var size = winsize()
-    let isKnown = ioctl(2, UInt(TIOCGWINSZ), &size) == 0 && size.ws_col > 0
+    let isKnown = ioctl(STDERR_FILENO, UInt(TIOCGWINSZ), &size) == 0 && size.ws_col > 0
     return isKnown ? Int(size.ws_col) : 80
   }
 
   /// Whether all of the text could be written.
   private static func write(_ text: String, to descriptor: Int32) -> Bool {
-    var text = text
-    return text.withUTF8 { bytes in
-      var done = 0
-      while done < bytes.count {
-        #if canImport(Glibc)
-          let count = Glibc.write(descriptor, bytes.baseAddress! + done, bytes.count - done)
-        #else
-          let count = Darwin.write(descriptor, bytes.baseAddress! + done, bytes.count - done)
-        #endif
-        if count < 0 {
-          if errno == EINTR { continue }
-          return false
-        }
-        done += count
+    let bytes = Array(text.utf8)
+    var done = 0
+    while done < bytes.count {
+      let count = bytes[done...].withUnsafeBytes {
+        Glibc.write(descriptor, $0.baseAddress!, $0.count)
       }
-      return true
+      if count < 0, errno == EINTR { continue }
+      if count <= 0 { return false }
+      done += count
     }
+    return true
   }
 }

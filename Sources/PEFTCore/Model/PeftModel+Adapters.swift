@@ -98,10 +98,14 @@ extension PeftModel {
   ///
   /// Merged adapters are unmerged first. No names at all leaves the plain base.
   ///
-  /// - Throws: ``PEFTError`` when a name is unknown, or two of them train the same module in full.
+  /// - Throws: ``PEFTError`` when a name is unknown or repeated, or two of them train the same
+  ///   module in full.
   public func setActive(_ names: [String]) throws(PEFTError) {
     var owners: [Int: String] = [:]
-    for name in names {
+    for (place, name) in names.enumerated() {
+      if names[..<place].contains(name) {
+        throw PEFTError(.invalidAdapter, "the adapter '\(name)' is named twice")
+      }
       for place in try record(name).saved {
         if let other = owners[place] {
           throw PEFTError(

@@ -20,7 +20,6 @@ extension PeftModel {
     _ path: String, as name: String = "default", strict: Bool = true
   ) throws(PEFTError) -> LoadReport {
     let folder = try AdapterFolder(path)
-    let active = selection.active
     do {
       try add(name, any: try registry.config(folder.config), seed: 0)
     } catch {
@@ -30,19 +29,22 @@ extension PeftModel {
       return try loadTensors(folder.tensors, into: name, strict: strict)
     } catch {
       try delete(name)
-      selection.active = active
-      updateTrainability()
       throw error
     }
   }
 
   /// Overwrites the values of an adapter with tensors under peft's keys.
   ///
-  /// - Throws: ``PEFTError`` as ``load(_:as:strict:)``; no value is changed when it throws.
+  /// - Throws: ``PEFTError`` as ``load(_:as:strict:)``, and `invalidState` while the adapter is
+  ///   merged, as the merged weights would not follow; no value is changed when it throws.
   @discardableResult
   public func loadTensors(
     _ file: SafetensorsFile, into name: String, strict: Bool = true
   ) throws(PEFTError) -> LoadReport {
+    if mergedAdapters.contains(name) {
+      throw PEFTError(
+        .invalidState, "the adapter '\(name)' is merged", remedy: "Unmerge it first.")
+    }
     var report = LoadReport()
     var values: [(Parameter, Tensor)] = []
     var known: Set<String> = []

@@ -6,7 +6,7 @@ import Tensors
 ///
 /// The base is frozen. Any number of named adapters, of any registered method, live on it side
 /// by side; those that are active add their changes to its layers. Files are peft's: see
-/// ``save(_:adapter:)`` and ``load(_:as:)``.
+/// ``save(_:adapter:card:extraFiles:)`` and ``load(_:as:strict:)``.
 ///
 /// ```swift
 /// let peft = PeftModel(model, info: info, registry: .standard)

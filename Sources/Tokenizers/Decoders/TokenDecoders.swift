@@ -21,8 +21,21 @@ struct WordPieceDecoder: DecoderStage {
       }
     }
     isFirst = false
-    if cleansUp { for step in Self.cleanUp { step.normalize(&text) } }
+    if cleansUp, mayNeedCleanUp(text) { for step in Self.cleanUp { step.normalize(&text) } }
     output.append(text)
+  }
+
+  /// Whether a space is followed by a byte with which one of the patterns goes on.
+  private func mayNeedCleanUp(_ text: [UInt8]) -> Bool {
+    for place in text.indices.dropLast() where text[place] == 0x20 {
+      switch text[place + 1] {
+      case UInt8(ascii: "."), UInt8(ascii: "?"), UInt8(ascii: "!"), UInt8(ascii: ","),
+        UInt8(ascii: "'"), UInt8(ascii: "n"), UInt8(ascii: "d"):
+        return true
+      default: continue
+      }
+    }
+    return false
   }
 
   /// English punctuation and contractions without the space before them, in the order in which the

@@ -1,7 +1,9 @@
 import PEFTSupport
 
 /// Byte-pair encoding, over bytes (GPT-2) or over characters with byte fallback (SentencePiece).
-struct BPE: Sendable {
+///
+/// A class, because copies of all its tables would be counted at every call.
+final class BPE: Sendable {
   let vocabulary: Vocabulary
   let unknownID: Int32?
   /// Whether ``vocabulary`` holds raw bytes and the symbols of a piece are its bytes.
@@ -110,7 +112,8 @@ struct BPE: Sendable {
     _ text: Span<UInt8>, _ piece: Range<Int>, _ symbols: inout [Int32]
   ) {
     var unknown = UnknownRun(id: unknownID, fuses: fusesUnknown)
-    let symbolIDs = symbolIDs.span
+    let table = symbolIDs
+    let symbolIDs = table.span
     for place in piece {
       let id = symbolIDs[Int(text[place])]
       if id >= 0 {

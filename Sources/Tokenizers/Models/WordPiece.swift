@@ -1,7 +1,9 @@
 import PEFTSupport
 
 /// Greedy longest-match subwords (BERT).
-struct WordPiece: Sendable {
+///
+/// A class, because copies of all its tables would be counted at every call.
+final class WordPiece: Sendable {
   let vocabulary: Vocabulary
   let unknownID: Int32?
   private let continuing: [UInt8]

@@ -6,6 +6,8 @@ struct PieceList {
   var bytes: [UInt8] = []
   /// The pieces: ranges of ``bytes``, ascending, none empty.
   var pieces: [Range<Int>] = []
+  /// The memory of the pieces before the last step, for the next.
+  private var spare: [Range<Int>] = []
   /// Whether the text begins where the input begins, and not after an added token.
   var startsInput = true
 }
@@ -23,10 +25,11 @@ extension PieceList {
     _ body: (_ text: Span<UInt8>, _ piece: Range<Int>, _ result: inout [Range<Int>]) -> Void
   ) {
     var result: [Range<Int>] = []
-    // Words of about four bytes are the rule; a wrong guess costs one reallocation.
-    result.reserveCapacity(pieces.count + bytes.count / 4)
+    swap(&result, &spare)
+    result.removeAll(keepingCapacity: true)
     for piece in pieces { body(bytes.span, piece, &result) }
-    pieces = result
+    swap(&result, &pieces)
+    swap(&result, &spare)
   }
 
   /// Puts `text` before the pieces that `condition` names, by their first bytes and by whether the

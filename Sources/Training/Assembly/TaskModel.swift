@@ -61,7 +61,7 @@ extension AdapterFolder {
   }
 
   /// The number of classes of the head that the adapter holds, if it holds one.
-  var classCount: Int? {
+  package var classCount: Int? {
     tensors.entries.first { entry in
       let parts = entry.name.split(separator: ".").suffix(2)
       return entry.shape.count == 2 && parts.last == "weight"
@@ -70,7 +70,7 @@ extension AdapterFolder {
   }
 
   /// The names of the labels, if they were saved beside the adapter.
-  func labels() throws(PEFTError) -> LabelSet? {
+  package func labels() throws(PEFTError) -> LabelSet? {
     let file = FileSystem.join(path, LabelSet.fileName)
     return FileSystem.exists(file) ? try LabelSet(file: file) : nil
   }
