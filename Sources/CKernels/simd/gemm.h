@@ -234,13 +234,17 @@ static void gemm_swapped(const pk_gemm_task *t, float *scratch) {
     pk_gemm_task s = {.a = t->b, .b = t->a + i, .c = block, .m = t->n, .n = rows, .k = t->k, .lda = t->ldb, .ldb = t->lda,
                       .ldc = WIDTH, .alpha = t->alpha, .beta = 0.0f, .ta = !t->tb, .tb = false, .format = PK_F32};
     gemm_general(&s, scratch);
-    for (size_t r = 0; r < rows; r++) {
-      float *c = t->c + (i + r) * t->ldc;
-      for (size_t j = 0; j < t->n; j++) {
-        float v = block[j * WIDTH + r];
-        c[j] = t->beta == 0.0f ? v : v + t->beta * c[j];
+    for (size_t r = 0; r < rows; r += VL)
+      for (size_t j = 0; j < t->n; j += VL) {
+        size_t width = t->n - j < VL ? t->n - j : VL;
+        vf square[VL];
+        for (size_t v = 0; v < VL; v++) square[v] = v < width ? load(block + (j + v) * WIDTH + r) : (vf){};
+        transpose_square(square);
+        for (size_t v = 0; v < VL && r + v < rows; v++) {
+          float *c = t->c + (i + r + v) * t->ldc + j;
+          storen(c, t->beta == 0.0f ? square[v] : square[v] + t->beta * loadn(c, width), width);
+        }
       }
-    }
   }
 }
 

@@ -91,9 +91,14 @@ ALWAYS void micro(size_t k, const float *a, size_t lda, const float *b, size_t l
       if (nv == 2) __builtin_prefetch(t->c + (size_t)i * t->ldc + VL + VL - 1, 1);
     }
   }
+  // Few rows read B in place: a far row for each step.
 #define MICRO_STEP(at)                                                                  \
   {                                                                                     \
     vf b0 = load(b), b1 = nv == 2 ? load(b + VL) : b0;                                  \
+    if (!byRows && mr <= 8) {                                                           \
+      __builtin_prefetch(b + 12 * ldb);                                                 \
+      if (nv == 2) __builtin_prefetch(b + 12 * ldb + VL);                               \
+    }                                                                                   \
     b += ldb;                                                                           \
     _Pragma("clang loop unroll(full)") for (int i = 0; i < mr; i++) {                   \
       vf x = splat(byRows ? base[i / share][(size_t)(i % share) * lda + at] : a[i]);            \
