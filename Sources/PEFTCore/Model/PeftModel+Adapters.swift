@@ -210,17 +210,18 @@ extension PeftModel {
   }
 
   private static func noMatch(_ selection: TargetSelection, excluded: Int) -> PEFTError {
-    if excluded > 0 {
-      return PEFTError(
-        .noMatchingModule,
-        "No modules were targeted for adaptation. This might be caused by a combination of "
-          + "mismatched target modules and excluded modules.")
-    }
     let targets: String
     switch selection.modules {
     case .list(let names): targets = "\(names.sorted())"
     case .regex(let pattern): targets = pattern
     case .allLinear, nil: targets = "all-linear"
+    }
+    if excluded > 0 {
+      return PEFTError(
+        .noMatchingModule,
+        "No modules were targeted for adaptation. This might be caused by a combination of "
+          + "mismatched target modules and excluded modules. Target modules: \(targets).",
+        remedy: "Please check the target modules and try again.")
     }
     var message = "Target modules \(targets) not found in the base model."
     if let layers = selection.layers {
