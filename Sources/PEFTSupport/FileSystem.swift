@@ -84,6 +84,10 @@ public enum FileSystem {
   /// Creates a folder and those above it.
   public static func createDirectory(_ path: String) throws(PEFTError) {
     if isDirectory(path) { return }
+    if exists(path) {
+      throw PEFTError(
+        .fileAccess, "is a file, a folder was expected", at: path, remedy: "Choose another folder.")
+    }
     if let slash = path.lastIndex(of: "/"), slash != path.startIndex {
       try createDirectory(String(path[..<slash]))
     }

@@ -111,7 +111,7 @@ struct PreparedRunTests {
     try run.train(["save_strategy": "no"])
     let again = try run.prepare(["init_adapter": .string(run.folder("out"))])
     #expect(again.notices == ["'lora' has no effect: the settings come from 'init_adapter'"])
-    #expect(again.targets.matched.count == 13 && again.targets.saved == ["classifier"])
+    #expect(again.targets.matched.count == 9 && again.targets.saved == ["classifier"])
   }
 }
 
@@ -211,7 +211,9 @@ struct TextDataTests {
       "data.csv", "q,intent\nwhere is my parcel,status\ncancel it,stop\nwhere is it,status\n")
     let columns: [String: JSONValue] = [
       "train_file": .string(path), "text_column": "q", "label_column": "intent",
-      "save_strategy": "no", "num_train_epochs": 40, "learning_rate": 0.02,
+      "save_strategy": "no", "num_train_epochs": 60, "learning_rate": 0.02,
+      "lora.lora_dropout": 0, "model_config.hidden_dropout_prob": 0,
+      "model_config.attention_probs_dropout_prob": 0,
     ]
     try run.train(columns)
     // The weights are random from the seed: write them down, as a downloaded model would have them.

@@ -44,11 +44,11 @@ struct ProgressTests {
     reporter.handle(.started(plan, resumedAt: 0))
     for number in 1...21 {
       reporter.handle(step(number))
-      screen.time += 0.02
+      screen.time += 0.0625
     }
-    // At 0, 0.1, 0.2, 0.3 and 0.4 s.
+    // At 0, 0.125, 0.25, … 1.25 s.
     let drawn = screen.text.split(separator: "\r")
-    #expect(drawn.count == 5)
+    #expect(drawn.count == 11)
     #expect(drawn.allSatisfy { $0.hasPrefix("step ") && $0.hasSuffix("\u{1B}[K") })
     // One column less than the terminal has, so that nothing wraps.
     #expect(drawn[0].dropLast("\u{1B}[K".count).count == 19)

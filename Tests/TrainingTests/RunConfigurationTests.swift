@@ -181,7 +181,7 @@ struct RunConfigurationTests {
   }
 
   @Test func dottedPathsSetMembers() throws {
-    var object = JSONObject([("lora", ["r": 8]), ("seed", 1)])
+    var object = try JSONValue(parsing: #"{"lora": {"r": 8}, "seed": 1}"#).object!
     try object.set("lora.r", to: 16)
     try object.set("lora.extra.deep", to: true)
     try object.set("seed", to: 2)

@@ -23,14 +23,15 @@ struct TinyRun {
       configuration = [
         "model_type": "bert", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2,
         "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 24,
-        "type_vocab_size": 2, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+        "type_vocab_size": 2, "initializer_range": 0.3, "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
         "architectures": ["BertForSequenceClassification"],
       ]
     case .languageModel:
       configuration = [
         "model_type": "llama", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24,
-        "max_position_embeddings": 24, "tie_word_embeddings": true,
+        "max_position_embeddings": 24, "initializer_range": 0.3, "tie_word_embeddings": true,
         "architectures": ["LlamaForCausalLM"],
       ]
     }
@@ -38,35 +39,37 @@ struct TinyRun {
     try FileSystem.write(
       folder("train.jsonl"), Self.lines(kind, count: examples, seed: 1))
     try FileSystem.write(folder("validation.jsonl"), Self.lines(kind, count: 9, seed: 2))
+    let targets: JSONValue = kind == .classifier ? ["query", "dense"] : ["q_proj", "down_proj"]
+    let lora: JSONValue = [
+      "r": 2, "lora_dropout": 0.2, "init_lora_weights": false, "target_modules": targets,
+    ]
     settings = JSONObject([
       ("model", .string(model)), ("random_weights", true),
       ("train_file", .string(folder("train.jsonl"))),
       ("output_dir", .string(folder("out"))), ("num_train_epochs", 3),
       ("per_device_train_batch_size", 4), ("learning_rate", 0.01), ("warmup_steps", 2),
       ("seed", 3), ("num_threads", 1),
-      (
-        "lora",
-        [
-          "r": 2, "lora_dropout": 0.2, "init_lora_weights": false,
-          "target_modules": kind == .classifier ? ["query", "dense"] : ["q_proj", "down_proj"],
-        ]
-      ),
+      ("lora", lora),
     ])
   }
 
   enum Kind { case classifier, languageModel }
 
-  /// Random token ids; the class follows from the first one, so that there is something to learn.
+  /// Token ids with something to learn: the class follows from the first id, or each id from the
+  /// one before.
   private static func lines(_ kind: Kind, count: Int, seed: UInt64) -> String {
     var random = SplitMix64(state: seed)
     var text = ""
     for _ in 0..<count {
-      let ids = (0..<Int.random(in: 3...9, using: &random)).map { _ in
-        JSONValue.int(Int.random(in: 0..<40, using: &random))
+      var ids = [Int.random(in: 0..<40, using: &random)]
+      for _ in 0..<Int.random(in: 2...8, using: &random) {
+        ids.append(
+          kind == .classifier ? Int.random(in: 0..<40, using: &random) : (ids.last! * 3 + 1) % 40)
       }
-      var members: [(String, JSONValue)] = [("input_ids", .array(ids))]
+      let list = JSONValue.array(ids.map { .int($0) })
+      var members: [(String, JSONValue)] = [("input_ids", list)]
       members.append(
-        kind == .classifier ? ("label", .int(ids[0].int! % 3)) : ("labels", .array(ids)))
+        kind == .classifier ? ("label", .int(ids[0] % 3)) : ("labels", list))
       text += JSONValue.object(JSONObject(members)).text() + "\n"
     }
     return text
@@ -88,11 +91,10 @@ struct TinyRun {
   ) throws -> TrainingSummary {
     var done = 0
     return try prepare(changes).makeTrainer().run(
-      shouldStop: { step.map { done >= $0 } ?? false }
-    ) { event in
-      if case .step(let report) = event { done = report.step }
-      try observe(event)
-    }
+      observe: { event in
+        if case .step(let report) = event { done = report.step }
+        try observe(event)
+      }, shouldStop: { step.map { done >= $0 } ?? false })
   }
 
   /// The bytes of the weights of an adapter.

@@ -182,6 +182,7 @@ struct TrainerTests {
     let run = try TinyRun()
     let file = try run.folder.write("file", "x")
     let text = failure { try run.train(["output_dir": .string("\(file)/out")]) }
-    #expect(text.contains("\(file)") && text.contains("Not a directory"), "\(text)")
+    #expect(
+      text.contains("\(file)") && text.contains("is a file, a folder was expected"), "\(text)")
   }
 }

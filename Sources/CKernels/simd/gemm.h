@@ -123,6 +123,9 @@ static void gemm_general(const pk_gemm_task *t, float *scratch) {
   // B in place costs a pass over distant rows for each block of rows.
   bool inPlace = !t->tb && t->format == PK_F32 && m <= 2 * MR_TWO_ROWS;
   size_t kBlocks = (k + GEMM_KC - 1) / GEMM_KC, mBlocks = (m + GEMM_MC - 1) / GEMM_MC;
+  // A large B comes from memory.
+  size_t size = t->format == PK_F32 ? 4 : 2;
+  bool big = !inPlace && n * k * size > 1 << 17 && k >= 64;
   for (size_t kb = 0; kb < kBlocks; kb++) {
     size_t l0 = block_start(k, kBlocks, kb), kc = block_start(k, kBlocks, kb + 1) - l0;
     for (size_t mb = 0; mb < mBlocks; mb++) {
@@ -144,13 +147,53 @@ static void gemm_general(const pk_gemm_task *t, float *scratch) {
         size_t most = most_rows(t->ta, nv), blocks = packs ? packedBlocks : (rows + most - 1) / most;
         micro_target target = {
             .ldc = t->ldc, .tail = width - (size_t)(nv - 1) * VL, .alpha = t->alpha, .beta = kb == 0 ? t->beta : 1.0f};
+        // The next panel, or the first one of the next block of l, spread over the blocks of rows.
+        size_t nextJ = j + width < n ? j + width : 0, nextL = nextJ ? l0 : l0 + kc;
+        size_t lines = (t->tb ? 2 * VL : kc / 16 * 16) / blocks + 1;
+        bool ahead = big && nextL < k;
+        if (ahead) {
+          target.aheadStride = t->ldb * size;
+          target.aheadCount = t->tb ? lines : (lines + kc / 16 - 1) / (kc / 16);
+          target.aheadStep = t->tb ? 16 * size : target.aheadCount * target.aheadStride;
+        }
         for (size_t block = 0; block < blocks; block++) {
           size_t from = block_start(rows, blocks, block), mr = block_start(rows, blocks, block + 1) - from;
           target.c = t->c + (i0 + from) * t->ldc + j;
+          if (ahead) {
+            size_t row = block * lines;
+            if (row >= (t->tb ? 2 * VL : kc)) target.aheadCount = 0;
+            target.ahead = (const char *)t->b + (t->tb ? (nextJ + row) * t->ldb + nextL : (nextL + row) * t->ldb + nextJ) * size;
+          }
           run_block(t, packs ? packedA + from * kc : NULL, i0 + from, mr, l0, kc, b, ldb, nv, &target);
         }
         j += width;
       }
+    }
+  }
+}
+
+// A B that is packed as a whole stays in the cache, and C is written row by row.
+static void gemm_flat(const pk_gemm_task *t, float *packed) {
+  size_t m = t->m, n = t->n, k = t->k;
+  float *y = packed;
+  for (size_t j = 0; j < n; j += 2 * VL) {
+    size_t left = n - j;
+    int nv = left > VL ? 2 : 1;
+    pack_any(t, 0, k, j, left < 2 * VL ? left : 2 * VL, nv, y);
+    y += k * (size_t)nv * VL;
+  }
+  size_t most = most_rows(t->ta, n > VL ? 2 : 1), blocks = (m + most - 1) / most;
+  for (size_t block = 0; block < blocks; block++) {
+    size_t from = block_start(m, blocks, block), mr = block_start(m, blocks, block + 1) - from;
+    const float *b = packed;
+    for (size_t j = 0; j < n; j += 2 * VL) {
+      size_t left = n - j;
+      int nv = left > VL ? 2 : 1;
+      size_t width = left < (size_t)nv * VL ? left : (size_t)nv * VL;
+      micro_target target = {.c = t->c + from * t->ldc + j, .ldc = t->ldc, .tail = width - (size_t)(nv - 1) * VL,
+                             .alpha = t->alpha, .beta = t->beta};
+      run_block(t, NULL, from, mr, 0, k, b, (size_t)nv * VL, nv, &target);
+      b += k * (size_t)nv * VL;
     }
   }
 }
@@ -191,13 +234,17 @@ static void gemm_swapped(const pk_gemm_task *t, float *scratch) {
     pk_gemm_task s = {.a = t->b, .b = t->a + i, .c = block, .m = t->n, .n = rows, .k = t->k, .lda = t->ldb, .ldb = t->lda,
                       .ldc = WIDTH, .alpha = t->alpha, .beta = 0.0f, .ta = !t->tb, .tb = false, .format = PK_F32};
     gemm_general(&s, scratch);
-    for (size_t r = 0; r < rows; r++) {
-      float *c = t->c + (i + r) * t->ldc;
-      for (size_t j = 0; j < t->n; j++) {
-        float v = block[j * WIDTH + r];
-        c[j] = t->beta == 0.0f ? v : v + t->beta * c[j];
+    for (size_t r = 0; r < rows; r += VL)
+      for (size_t j = 0; j < t->n; j += VL) {
+        size_t width = t->n - j < VL ? t->n - j : VL;
+        vf square[VL];
+        for (size_t v = 0; v < VL; v++) square[v] = v < width ? load(block + (j + v) * WIDTH + r) : (vf){};
+        transpose_square(square);
+        for (size_t v = 0; v < VL && r + v < rows; v++) {
+          float *c = t->c + (i + r + v) * t->ldc + j;
+          storen(c, t->beta == 0.0f ? square[v] : square[v] + t->beta * loadn(c, width), width);
+        }
       }
-    }
   }
 }
 
@@ -269,6 +316,10 @@ static void K(gemm)(const pk_gemm_task *t, float *scratch) {
       return;
     }
 #endif
+  }
+  if (t->k <= GEMM_KC && t->k * (t->n + 2 * VL) <= 1 << 15 && t->m > 2 * MR_TWO_ROWS) {
+    gemm_flat(t, scratch);
+    return;
   }
   gemm_general(t, scratch);
 }

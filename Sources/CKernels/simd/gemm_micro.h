@@ -23,23 +23,47 @@
 #define MR_TWO_COLUMNS 6
 #endif
 
-// Where a block of C goes: rows of `ldc`, `tail` valid elements in the last vector.
+// Where a block of C goes: rows of `ldc`, `tail` valid elements in the last vector. And what to ask memory for
+// meanwhile, a part of B's next panel: every 16 steps `aheadCount` lines that lie `aheadStride` bytes apart, and
+// `aheadStep` bytes on.
 typedef struct {
   float *c;
   size_t ldc, tail;
   float alpha, beta;
+  const char *ahead;
+  size_t aheadStride, aheadCount, aheadStep;
 } micro_target;
 
 typedef void (*micro_kernel)(size_t k, const float *a, size_t lda, const float *b, size_t ldb, const micro_target *t);
 
-ALWAYS void finish(float *c, vf sum, const micro_target *t, bool last) {
-  sum *= t->alpha;
-  if (last && t->tail < VL) {
-    if (t->beta != 0.0f) sum += t->beta * loadn(c, t->tail);
-    storen(c, sum, t->tail);
+// Writes a block from its sums. Decisions are taken once for the block.
+ALWAYS void finish(vf sum[MR_MAX][2], const micro_target *t, int mr, int nv) {
+  float alpha = t->alpha, beta = t->beta;
+  size_t ldc = t->ldc;
+#define FOR_BLOCK(body)                                                \
+  {                                                                    \
+    float *c = t->c;                                                   \
+    _Pragma("clang loop unroll(full)") for (int i = 0; i < mr; i++) {  \
+      _Pragma("clang loop unroll(full)") for (int v = 0; v < nv; v++) body \
+      c += ldc;                                                        \
+    }                                                                  \
+  }
+  if (t->tail < VL) {
+    size_t tail = t->tail;
+    FOR_BLOCK({
+      vf r = sum[i][v] * alpha;
+      if (v == nv - 1) {
+        if (beta != 0.0f) r += beta * loadn(c + v * VL, tail);
+        storen(c + v * VL, r, tail);
+      } else {
+        if (beta != 0.0f) r += beta * load(c);
+        store(c, r);
+      }
+    })
+  } else if (beta == 0.0f) {
+    FOR_BLOCK({ store(c + v * VL, sum[i][v] * alpha); })
   } else {
-    if (t->beta != 0.0f) sum += t->beta * load(c);
-    store(c, sum);
+    FOR_BLOCK({ store(c + v * VL, beta * load(c + v * VL) + sum[i][v] * alpha); })
   }
 }
 
@@ -60,14 +84,21 @@ ALWAYS void micro(size_t k, const float *a, size_t lda, const float *b, size_t l
     __asm__("" : "+r"(base[i]));
   }
   // C is needed when the loop ends; ask for it now.
+  if (k >= 64) {
 #pragma clang loop unroll(full)
-  for (int i = 0; i < mr; i++) {
-    __builtin_prefetch(t->c + (size_t)i * t->ldc, 1);
-    if (nv == 2) __builtin_prefetch(t->c + (size_t)i * t->ldc + VL + VL - 1, 1);
+    for (int i = 0; i < mr; i++) {
+      __builtin_prefetch(t->c + (size_t)i * t->ldc, 1);
+      if (nv == 2) __builtin_prefetch(t->c + (size_t)i * t->ldc + VL + VL - 1, 1);
+    }
   }
+  // Few rows read B in place: a far row for each step.
 #define MICRO_STEP(at)                                                                  \
   {                                                                                     \
     vf b0 = load(b), b1 = nv == 2 ? load(b + VL) : b0;                                  \
+    if (!byRows && mr <= 8) {                                                           \
+      __builtin_prefetch(b + 12 * ldb);                                                 \
+      if (nv == 2) __builtin_prefetch(b + 12 * ldb + VL);                               \
+    }                                                                                   \
     b += ldb;                                                                           \
     _Pragma("clang loop unroll(full)") for (int i = 0; i < mr; i++) {                   \
       vf x = splat(byRows ? base[i / share][(size_t)(i % share) * lda + at] : a[i]);            \
@@ -79,7 +110,12 @@ ALWAYS void micro(size_t k, const float *a, size_t lda, const float *b, size_t l
 #define MICRO_ADVANCE(by) \
   _Pragma("clang loop unroll(full)") for (int i = 0; i < bases; i++) base[i] += by;
   size_t l = 0;
+  const char *ahead = t->ahead;
   for (; l + 4 <= k; l += 4) {
+    if (l % 16 == 0 && t->aheadCount) {
+      for (size_t i = 0; i < t->aheadCount; i++) __builtin_prefetch(ahead + i * t->aheadStride, 0, 2);
+      ahead += t->aheadStep;
+    }
     MICRO_STEP(0)
     MICRO_STEP(1)
     MICRO_STEP(2)
@@ -94,12 +130,7 @@ ALWAYS void micro(size_t k, const float *a, size_t lda, const float *b, size_t l
       MICRO_ADVANCE(1)
     }
   }
-#pragma clang loop unroll(full)
-  for (int i = 0; i < mr; i++) {
-    float *c = t->c + (size_t)i * t->ldc;
-    finish(c, sum[i][0], t, nv == 1);
-    if (nv == 2) finish(c + VL, sum[i][1], t, true);
-  }
+  finish(sum, t, mr, nv);
 }
 
 #define MICRO(mr, nv, form, byRows)                                                                                         \
@@ -136,9 +167,9 @@ static const micro_kernel K(micro_two)[MR_MAX][2] = {UP_TO_TWO(ENTRY, 2)};
 // For at most eight columns: one vector holds B's columns for two values of l, interleaved, and meets pairs of
 // elements of A, so that no lane idles. `k` is even; a last odd element is the caller's.
 ALWAYS void micro_pair(size_t k, const float *a, size_t lda, const float *b, const micro_target *t, int mr) {
-  vf sum[MR_MAX];
+  vf sum[MR_MAX][2];
 #pragma clang loop unroll(full)
-  for (int i = 0; i < mr; i++) sum[i] = (vf){};
+  for (int i = 0; i < mr; i++) sum[i][0] = (vf){};
   const int bases = (mr + 2) / 3;
   const float *base[(MR_MAX + 2) / 3];
 #pragma clang loop unroll(full)
@@ -153,7 +184,7 @@ ALWAYS void micro_pair(size_t k, const float *a, size_t lda, const float *b, con
     _Pragma("clang loop unroll(full)") for (int i = 0; i < mr; i++) {        \
       double pair;                                                           \
       memcpy(&pair, base[i / 3] + (size_t)(i % 3) * lda + at, sizeof pair);  \
-      sum[i] += (vf)_mm512_set1_pd(pair) * y;                                \
+      sum[i][0] += (vf)_mm512_set1_pd(pair) * y;                                \
     }                                                                        \
   }
   size_t l = 0;
@@ -167,9 +198,9 @@ ALWAYS void micro_pair(size_t k, const float *a, size_t lda, const float *b, con
   const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15);
 #pragma clang loop unroll(full)
   for (int i = 0; i < mr; i++) {
-    vf total = (vf)_mm512_permutexvar_ps(even, (__m512)sum[i]) + (vf)_mm512_permutexvar_ps(odd, (__m512)sum[i]);
-    finish(t->c + (size_t)i * t->ldc, total, t, true);
+    sum[i][0] = (vf)_mm512_permutexvar_ps(even, (__m512)sum[i][0]) + (vf)_mm512_permutexvar_ps(odd, (__m512)sum[i][0]);
   }
+  finish(sum, t, mr, 1);
 }
 
 #define MICRO_PAIR(mr, nv)                                                                                                  \

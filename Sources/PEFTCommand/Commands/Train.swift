@@ -51,9 +51,9 @@ struct Train: ParsableCommand {
     Interruption.listen()
     let summary: TrainingSummary
     do {
-      summary = try trainer.run(shouldStop: { Interruption.isRequested }) { event in
-        if !isQuiet { reporter.handle(event) }
-      }
+      summary = try trainer.run(
+        observe: { if !isQuiet { reporter.handle($0) } },
+        shouldStop: { Interruption.isRequested })
     } catch {
       reporter.close()
       throw error

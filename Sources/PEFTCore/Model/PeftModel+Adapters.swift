@@ -216,12 +216,12 @@ extension PeftModel {
     case .regex(let pattern): targets = pattern
     case .allLinear, nil: targets = "all-linear"
     }
-    if excluded > 0 {
+    if excluded > 0, selection.excluded != nil {
       return PEFTError(
         .noMatchingModule,
         "No modules were targeted for adaptation. This might be caused by a combination of "
-          + "mismatched target modules and excluded modules. Target modules: \(targets).",
-        remedy: "Please check the target modules and try again.")
+          + "mismatched target modules (\(targets)) and excluded modules.",
+        remedy: "Please check 'target_modules' and 'exclude_modules'.")
     }
     var message = "Target modules \(targets) not found in the base model."
     if let layers = selection.layers {

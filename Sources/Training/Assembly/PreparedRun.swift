@@ -44,6 +44,9 @@ public struct PreparedRun {
       folder: configuration.model, overrides: configuration.modelConfig)
     let files = try DataFiles(configuration, initialTask: try initial?.task(registry), registry)
     task = try files.task(settings)
+    guard [.sequenceClassification, .causalLM].contains(task) else {
+      throw TaskModel.unsupported(task)
+    }
     labels =
       task == .sequenceClassification
       ? try files.labels(settings, initial: initial, columns: configuration.data) : nil

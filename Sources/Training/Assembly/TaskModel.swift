@@ -26,10 +26,7 @@ struct TaskModel {
     switch task {
     case .sequenceClassification: head = .sequenceClassification(labels: labelCount)
     case .causalLM: head = .causalLM
-    default:
-      throw PEFTError(
-        .unsupported, "the task \(task.name) cannot be trained or evaluated yet",
-        remedy: "Use SEQ_CLS or CAUSAL_LM.")
+    default: throw Self.unsupported(task)
     }
     loaded = try ModelLoader.load(folder, head: head, options: options)
     if let classifier = loaded.model as? any SequenceClassifier {
@@ -46,6 +43,13 @@ struct TaskModel {
         modelType: loaded.model.configuration.modelType, nameOrPath: folder,
         outputHeads: loaded.outputHeads),
       registry: registry)
+  }
+
+  /// The error for a task without an objective.
+  static func unsupported(_ task: TaskType) -> PEFTError {
+    PEFTError(
+      .unsupported, "the task \(task.name) cannot be trained or evaluated yet",
+      remedy: "Use SEQ_CLS or CAUSAL_LM.")
   }
 }
 

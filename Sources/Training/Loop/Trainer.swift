@@ -94,12 +94,12 @@ public final class Trainer {
   /// Writes the output folder: checkpoints, `metrics.jsonl`, and at the end the adapter.
   ///
   /// - Parameters:
-  ///   - shouldStop: Asked after every step; when true, a checkpoint is saved and the run ends.
   ///   - observe: Told what happens.
+  ///   - shouldStop: Asked after every step; when true, a checkpoint is saved and the run ends.
   /// - Throws: ``PEFTError``: a checkpoint that does not fit, a folder that cannot be written, a
   ///   loss that is not finite; and what `observe` throws.
   public func run(
-    shouldStop: () -> Bool = { false }, _ observe: (TrainingEvent) throws -> Void = { _ in }
+    observe: (TrainingEvent) throws -> Void = { _ in }, shouldStop: () -> Bool = { false }
   ) throws -> TrainingSummary {
     let begin = Clock.seconds
     try resume(observe)

@@ -109,7 +109,8 @@ public final class AdamW {
       seconds.append(try file.tensor("exp_avg_sq.\(entry.key)"))
       for tensor in [firsts.last!, seconds.last!] where tensor.shape != entry.parameter.shape {
         throw PEFTError(
-          .shapeMismatch, "the moments of '\(entry.key)' have shape \(tensor.shape), "
+          .shapeMismatch,
+          "the moments of '\(entry.key)' have shape \(tensor.shape), "
             + "\(entry.parameter.shape) was expected", at: file.path)
       }
       counts.append(Int(try file.integers("step.\(entry.key)").values.first ?? 0))
