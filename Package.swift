@@ -24,7 +24,8 @@ let package = Package(
   platforms: [.macOS(.v15)],
   products: [
     .library(name: "PEFT", targets: ["PEFT"]),
-    .library(name: "PEFTCore", targets: ["PEFTCore"]),
+    // What a tuner is written against.
+    .library(name: "PEFTCore", targets: ["PEFTCore", "NN", "Tensors", "PEFTSupport"]),
     .library(name: "BLASKernels", targets: ["BLASKernels"]),
     .library(name: "TunerLoRA", targets: ["TunerLoRA"]),
     .library(name: "Models", targets: ["Models"]),

@@ -69,12 +69,12 @@ public final class AdapterStack: HostAdapters {
   ) -> Tensor {
     let parameters = active.lazy.compactMap { self.copy($0) }.first ?? host.parameters
     var sum = host.base(input, parameters)
-    var base: Tensor?
-    for name in active where !merged.contains(name) {
-      guard let layer = layer(name) else { continue }
-      if layer.needsBaseOutput, base == nil {
-        base = original.map { host.base(input, $0) } ?? sum
-      }
+    let layers = active.lazy.filter { !self.merged.contains($0) }.compactMap { self.layer($0) }
+    // Taken before any layer adds to the sum: what a layer sees must not depend on the order.
+    let base =
+      layers.contains(where: \.needsBaseOutput)
+      ? original.map { host.base(input, $0) } ?? sum : nil
+    for layer in layers {
       layer.contribute(
         LayerCall(
           input: input, base: layer.needsBaseOutput ? base : nil, host: host, context: context),

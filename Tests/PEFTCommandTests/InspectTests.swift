@@ -1,0 +1,109 @@
+import PEFT
+import Testing
+
+@testable import PEFTCommand
+@testable import Tensors
+
+/// Trees and counts as transformers and peft print them (Tests/Goldens/generator/inspection.py).
+struct InspectTests {
+  static func text(_ arguments: [String]) throws -> String {
+    try Inspect.parse(arguments).text()
+  }
+
+  static func expected(_ relative: String) throws -> String {
+    let text = String(decoding: try FileSystem.read(golden("inspect/\(relative)")), as: UTF8.self)
+    return String(text.reversed().drop { $0 == "\n" }.reversed())
+  }
+
+  @Test(
+    arguments: [
+      ("qwen2-0.5b-instruct", nil), ("stories260k", nil), ("minilm-seq-cls", "SEQ_CLS"),
+    ] as [(String, String?)])
+  func treesEqualPeft(_ name: String, _ task: String?) throws {
+    let folder = golden("inspect/\(name)")
+    let plain = try Self.text([folder] + (task.map { ["--task", $0] } ?? []))
+    let (tree, count) = Self.splitLast(plain)
+    #expect(tree == (try Self.expected("\(name)/before.txt")))
+    #expect(count.hasPrefix("all params: "))
+
+    let adapted = try Self.text([folder, "--lora", "\(folder)/lora.json"])
+    let (adaptedTree, report) = Self.splitLast(adapted)
+    #expect(adaptedTree == (try Self.expected("\(name)/after.txt")))
+    #expect(report == (try Self.expected("\(name)/parameters.txt")))
+  }
+
+  /// The task of a new adapter is the architecture's when nothing names one.
+  @Test func takesSettingsInline() throws {
+    let folder = golden("inspect/qwen2-0.5b-instruct")
+    let settings = #"""
+      {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules":
+       ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
+      """#
+    let text = try Self.text([folder, "--lora", settings])
+    let expected = try ["after", "parameters"].map {
+      try Self.expected("qwen2-0.5b-instruct/\($0).txt")
+    }
+    #expect(text == expected.joined(separator: "\n"))
+  }
+
+  @Test func showsAdaptersByName() throws {
+    let text = try Self.text([
+      golden("llama/model"), "--adapter", golden("llama/adapter_a"), "--adapter",
+      "\(golden("llama/adapter_b"))=second",
+    ])
+    #expect(text.contains("(default): Linear(in_features=32, out_features=4, bias=False)"))
+    #expect(text.contains("(second): Linear(in_features=32, out_features=6, bias=False)"))
+    // Only the first is active, and only it counts as trainable: 3 layers of
+    // 4·((32+32) + (32+16)·2 + (32+32) + (32+56)·3) parameters.
+    #expect(text.contains("trainable params: \(grouped(3 * 4 * (64 + 96 + 64 + 264))) ||"))
+  }
+
+  @Test func reportsAnAdapterFolder() throws {
+    let path = golden("bert/adapter_b")
+    let text = try Self.text([path])
+    let expected = """
+      \(path)
+        method         LORA
+        task           SEQ_CLS
+        base model     bert/model
+        rank           3
+        alpha          6
+        dropout        0.1
+        targets        output.dense, query, value
+        saved modules  classifier, score
+        alpha_pattern  {"^bert.encoder.layer.2.output.dense": 8, "value": 3}
+        exclude_modules  attention.output.dense
+        rank_pattern
+      """
+    for line in expected.split(separator: "\n") {
+      let words = line.split(separator: " ")
+      #expect(
+        text.split(separator: "\n").contains { $0.split(separator: " ").starts(with: words) },
+        "\(line)")
+    }
+    let file = try SafetensorsFile("\(path)/adapter_model.safetensors")
+    let count = file.entries.reduce(0) { $0 + $1.count }
+    #expect(text.contains("\(grouped(count)) parameters in \(file.entries.count) tensors"))
+    let line = "base_model.model.bert.encoder.layer.(0,2).attention.self.query.lora_A.weight"
+    #expect(text.contains(line))
+    #expect(text.contains("[3, 32]  2 x"))
+  }
+
+  @Test func foldsLayers() {
+    func entry(_ name: String, _ shape: [Int]) -> SafetensorsEntry {
+      SafetensorsEntry(name: name, type: .float32, shape: shape, range: 0..<0)
+    }
+    let groups = TensorGroup.folding([
+      entry("m.0.a", [2]), entry("m.1.a", [2]), entry("m.2.a", [3]), entry("m.4.a", [2]),
+      entry("head", [5]), entry("m.0.b.1.c", [7]), entry("m.1.b.1.c", [7]),
+    ])
+    #expect(groups.map(\.name) == ["head", "m.(0-1).b.1.c", "m.(0-1,4).a", "m.2.a"])
+    #expect(groups.map(\.count) == [1, 2, 3, 1])
+  }
+
+  private static func splitLast(_ text: String) -> (String, String) {
+    var lines = text.split(separator: "\n", omittingEmptySubsequences: false)
+    let last = lines.removeLast()
+    return (lines.joined(separator: "\n"), String(last))
+  }
+}
