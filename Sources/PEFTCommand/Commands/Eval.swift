@@ -22,11 +22,10 @@ struct Eval: ParsableCommand {
   @Option(help: "SEQ_CLS or CAUSAL_LM; the adapter's own unless given.")
   var task: String?
 
-  @Option(help: "float32 or bfloat16: what the model's matrices are kept in.")
-  var precision = "float32"
+  @OptionGroup var options: RunOptions
 
   @Option(help: "auto, classification, text or tokens.")
-  var dataFormat = "auto"
+  var dataFormat = DataConfiguration.Format.auto
 
   @Option(help: "The column of the text.")
   var textColumn: String?
@@ -55,17 +54,11 @@ struct Eval: ParsableCommand {
   }
 
   func run() throws {
-    guard let precision = WeightPrecision(rawValue: precision) else {
-      throw ValidationError("--precision is '\(precision)'; float32 or bfloat16 was expected.")
-    }
-    guard let format = DataConfiguration.Format(rawValue: dataFormat) else {
-      throw ValidationError(
-        "--data-format is '\(dataFormat)'; auto, classification, text or tokens was expected.")
-    }
+    options.apply()
     let adapted = try AdaptedModel(
-      model, adapter: adapter, task: task, precision: precision, registry: .standard)
+      model, adapter: adapter, task: task, precision: options.precision, registry: .standard)
     var settings = adapted.data
-    settings.format = format
+    settings.format = dataFormat
     settings.textColumn = textColumn ?? settings.textColumn
     settings.textPairColumn = textPairColumn ?? settings.textPairColumn
     settings.labelColumn = labelColumn ?? settings.labelColumn
@@ -86,3 +79,5 @@ struct Eval: ParsableCommand {
     }
   }
 }
+
+extension DataConfiguration.Format: ExpressibleByArgument {}

@@ -7,7 +7,7 @@ struct Predict: ParsableCommand {
     abstract: "Classify texts with a model and an adapter.",
     discussion: """
       The texts are the arguments, or the lines or records of --input, or the lines of the \
-      standard input. Prints for each text the text, its label and the label's probability, \
+      standard input that are not empty. Prints for each text the text, its label and the label's probability, \
       separated by tabs.
       """)
 
@@ -26,8 +26,7 @@ struct Predict: ParsableCommand {
   @Option(help: "The column of the second text in --input.")
   var textPairColumn: String?
 
-  @Option(help: "float32 or bfloat16: what the model's matrices are kept in.")
-  var precision = "float32"
+  @OptionGroup var options: RunOptions
 
   @Option(help: "Most tokens of a text.")
   var maxLength: Int?
@@ -50,11 +49,9 @@ struct Predict: ParsableCommand {
   }
 
   func run() throws {
-    guard let precision = WeightPrecision(rawValue: precision) else {
-      throw ValidationError("--precision is '\(precision)'; float32 or bfloat16 was expected.")
-    }
+    options.apply()
     let adapted = try AdaptedModel(
-      model, adapter: adapter, task: adapter == nil ? "SEQ_CLS" : nil, precision: precision,
+      model, adapter: adapter, task: adapter == nil ? "SEQ_CLS" : nil, precision: options.precision,
       registry: .standard)
     let tokenizer = try adapted.tokenizer()
     func answer(_ items: [(text: String, pair: String?)]) throws(PEFTError) {
@@ -68,6 +65,7 @@ struct Predict: ParsableCommand {
       let size = Terminal.isInteractive ? 1 : batchSize
       var pending: [(text: String, pair: String?)] = []
       while let text = readLine() {
+        if text.allSatisfy(\.isWhitespace) { continue }
         pending.append((text, nil))
         if pending.count == size {
           try answer(pending)

@@ -29,13 +29,16 @@ struct Train: ParsableCommand {
   @Flag(name: .shortAndLong, help: "Print nothing but errors.")
   var quiet = false
 
+  func validate() throws {
+    if config == nil, settings.isEmpty {
+      throw ValidationError("Give the settings with --config FILE or --set key=value.")
+    }
+  }
+
   func run() throws {
     var object =
       try config.map { (path) throws(PEFTError) in try YAMLReader.object(file: path) }
       ?? JSONObject()
-    if config == nil, settings.isEmpty {
-      throw ValidationError("Give the settings with --config FILE or --set key=value.")
-    }
     for setting in settings { try YAMLReader.apply(setting, to: &object) }
     let configuration: RunConfiguration
     do { configuration = try RunConfiguration(object, registry: .standard) } catch {
