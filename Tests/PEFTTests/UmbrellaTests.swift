@@ -6,7 +6,8 @@ import Testing
 struct UmbrellaTests {
   @Test func standardRegistryKnowsTheBundledMethods() throws {
     #expect(TunerRegistry.standard.peftTypes.contains("LORA"))
-    let config = try TunerRegistry.standard.config(["peft_type": "LORA", "r": 3])
+    let config = try TunerRegistry.standard.config(
+      JSONObject([("peft_type", "LORA"), ("r", 3)]))
     #expect((config as? LoRAConfig)?.rank == 3)
   }
 
@@ -20,7 +21,7 @@ struct UmbrellaTests {
   /// The example of the README, on the tiny BERT of the goldens.
   @Test func readmeExample() throws {
     let loaded = try ModelLoader.load(
-      TestData.golden("bert/model"), head: .sequenceClassification(labels: 7))
+      TestData.golden("bert-base/model"), head: .sequenceClassification(labels: 7))
     let peft = PeftModel(loaded)
     try peft.add("intents", LoRAConfig(rank: 2, alpha: 4, taskType: .sequenceClassification))
     // Three layers, query and value, A and B of rank 2 on a width of 32, and the new head.
