@@ -6,8 +6,8 @@ import Testing
 struct UmbrellaTests {
   @Test func standardRegistryKnowsTheBundledMethods() throws {
     #expect(TunerRegistry.standard.peftTypes.contains("LORA"))
-    let config = try TunerRegistry.standard.config(
-      JSONObject([("peft_type", "LORA"), ("r", 3)]))
+    let members = JSONObject([("peft_type", "LORA"), ("r", 3)])
+    let config = try TunerRegistry.standard.config(members)
     #expect((config as? LoRAConfig)?.rank == 3)
   }
 

@@ -91,13 +91,13 @@ ALWAYS void micro(size_t k, const float *a, size_t lda, const float *b, size_t l
       if (nv == 2) __builtin_prefetch(t->c + (size_t)i * t->ldc + VL + VL - 1, 1);
     }
   }
-  // Few rows read B in place: a far row for each step.
+  // B comes from the second-level cache, or from distant rows in place.
 #define MICRO_STEP(at)                                                                  \
   {                                                                                     \
     vf b0 = load(b), b1 = nv == 2 ? load(b + VL) : b0;                                  \
-    if (!byRows && mr <= 8) {                                                           \
-      __builtin_prefetch(b + 12 * ldb);                                                 \
-      if (nv == 2) __builtin_prefetch(b + 12 * ldb + VL);                               \
+    if (nv == 2 || !byRows) {                                                           \
+      __builtin_prefetch(b + 8 * ldb);                                                 \
+      if (nv == 2) __builtin_prefetch(b + 8 * ldb + VL);                               \
     }                                                                                   \
     b += ldb;                                                                           \
     _Pragma("clang loop unroll(full)") for (int i = 0; i < mr; i++) {                   \
