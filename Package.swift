@@ -56,7 +56,11 @@ let package = Package(
         "COpenBLAS",
         .target(name: "COneDNN", condition: .when(traits: ["OneDNN"])),
       ],
-      cSettings: [.define("PEFT_ONEDNN", .when(traits: ["OneDNN"]))],
+      cSettings: [
+        .define("PEFT_ONEDNN", .when(traits: ["OneDNN"])),
+        // Kernels without optimisation are a hundred times slower, and tests and debug builds use them too.
+        .unsafeFlags(["-O2"], .when(configuration: .debug)),
+      ],
       linkerSettings: [
         .linkedLibrary("openblas"), .linkedLibrary("dnnl", .when(traits: ["OneDNN"])),
         .linkedLibrary("gomp"), .linkedLibrary("m"),

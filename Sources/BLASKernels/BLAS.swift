@@ -27,6 +27,16 @@ public enum GEMMBackend: Sendable, CaseIterable {
   var code: pk_gemm_backend { self == .oneDNN ? PK_ONEDNN : PK_OPENBLAS }
 }
 
+/// Which code multiplies, for measurements and tests.
+public enum GEMMRoute: Sendable, CaseIterable {
+  /// What measured fastest for the shape: an own kernel or the backend.
+  case automatic
+  /// The backend.
+  case library
+  /// The own kernels.
+  case own
+}
+
 /// Whether a factor of a product is used transposed.
 public enum Transpose: Sendable {
   /// As stored.
@@ -56,10 +66,12 @@ public enum BLAS {
   ///   - c: `[m, n]`.
   ///   - ldc: C's row stride; n unless given.
   ///   - backend: Who does it; small and narrow problems go to an own kernel with either, if that is faster.
+  ///   - route: Overrules that choice.
   public static func gemm(
     _ ta: Transpose, _ tb: Transpose, m: Int, n: Int, k: Int, alpha: Float = 1,
     _ a: Slice<Float>, lda: Int? = nil, _ b: Slice<Float>, ldb: Int? = nil, beta: Float = 0,
-    into c: MutableSlice<Float>, ldc: Int? = nil, backend: GEMMBackend = .standard
+    into c: MutableSlice<Float>, ldc: Int? = nil, backend: GEMMBackend = .standard,
+    route: GEMMRoute = .automatic
   ) {
     let lda = lda ?? (ta == .no ? k : m)
     let ldb = ldb ?? (tb == .no ? n : k)
@@ -69,7 +81,7 @@ public enum BLAS {
     checkMatrix(c.count, rows: m, columns: n, stride: ldc)
     gemm(
       ta == .yes, tb == .yes, m, n, k, alpha, a.pointer, lda, b.pointer, ldb, beta, c.pointer, ldc,
-      backend)
+      backend, route)
   }
 
   /// `count` products C[i] = alpha op(A[i]) op(B[i]) + beta C[i], parallel over i.
@@ -159,17 +171,22 @@ public enum BLAS {
   static func gemm(
     _ ta: Bool, _ tb: Bool, _ m: Int, _ n: Int, _ k: Int, _ alpha: Float,
     _ a: UnsafePointer<Float>, _ lda: Int, _ b: UnsafePointer<Float>, _ ldb: Int, _ beta: Float,
-    _ c: UnsafeMutablePointer<Float>, _ ldc: Int, _ backend: GEMMBackend
+    _ c: UnsafeMutablePointer<Float>, _ ldc: Int, _ backend: GEMMBackend,
+    _ route: GEMMRoute = .automatic
   ) {
     guard m > 0, n > 0 else { return }
     guard k > 0, alpha != 0 else {
       for row in 0..<m {
-        if beta == 0 {
-          pk_fill(0, c + row * ldc, n)
-        } else {
-          pk_scale(beta, c + row * ldc, c + row * ldc, n)
-        }
+        let line = c + row * ldc
+        if beta == 0 { pk_fill(0, line, n) } else { pk_scale(beta, line, line, n) }
       }
+      return
+    }
+    if route == .own || route == .automatic && OwnGEMM.isFaster(ta, tb, m, n, k, than: backend) {
+      OwnGEMM.run(
+        pk_gemm_task(
+          a: a, b: b, c: c, m: m, n: n, k: k, lda: lda, ldb: ldb, ldc: ldc, alpha: alpha,
+          beta: beta, ta: ta, tb: tb, format: PK_F32))
       return
     }
     if pk_sgemm(backend.code, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc) { return }

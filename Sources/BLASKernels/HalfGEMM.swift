@@ -22,8 +22,8 @@ extension BLAS {
   ///   - alpha: Scales the product.
   ///   - beta: Scales C; C is not read when it is 0.
   ///   - c: `[m, n]`.
-  ///   - precision: Whether x may be rounded to bf16; only for bf16 weights and beta 0 or 1.
-  ///   - backend: Who multiplies.
+  ///   - precision: Whether x may be rounded to bf16; only for bf16 weights, alpha 1 and beta 0 or 1.
+  ///   - backend: `oneDNN` for the product of bf16 inputs; exact products use the own kernels.
   public static func gemm(
     _ x: Slice<Float>, weight: Slice<UInt16>, format: HalfFormat, transposeWeight: Bool,
     m: Int, n: Int, k: Int, alpha: Float = 1, beta: Float = 0, into c: MutableSlice<Float>,
@@ -52,31 +52,16 @@ extension BLAS {
         return
       }
     }
-    // Tiles of the weight's rows, widened into a buffer that stays in the cache.
-    let (rows, columns) = transposeWeight ? (n, k) : (k, n)
-    guard rows > 0, columns > 0 else {
+    guard k > 0, alpha != 0 else {
       gemm(.no, .no, m: m, n: n, k: 0, x, x, beta: beta, into: c, backend: backend)
       return
     }
-    let tile = min(rows, max(16, (1 << 17) / columns))
-    let wide = MutableSlice<Float>(count: tile * columns)
-    var start = 0
-    while start < rows {
-      let count = min(tile, rows - start)
-      Conversion.widen(
-        weight[start * columns..<(start + count) * columns], from: format,
-        into: wide[0..<count * columns])
-      if transposeWeight {
-        gemm(
-          false, true, m, count, k, alpha, x.pointer, k, wide.pointer, k, beta, c.pointer + start,
-          n, backend)
-      } else {
-        gemm(
-          false, false, m, n, count, alpha, x.pointer + start, k, wide.pointer, n,
-          start == 0 ? beta : 1, c.pointer, n, backend)
-      }
-      start += count
-    }
+    // The own kernels widen weights while they pack them.
+    OwnGEMM.run(
+      pk_gemm_task(
+        a: x.pointer, b: weight.pointer, c: c.pointer, m: m, n: n, k: k, lda: k,
+        ldb: transposeWeight ? k : n, ldc: n, alpha: alpha, beta: beta, ta: false,
+        tb: transposeWeight, format: format == .bfloat16 ? PK_BF16 : PK_F16))
   }
 
   /// C = op(A) op(B) + beta C of two bf16 matrices, accumulated in f32.

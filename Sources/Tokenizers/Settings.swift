@@ -83,7 +83,7 @@ public struct Padding: Sendable, Equatable {
 
   init(_ component: Component) throws(PEFTError) {
     let strategy = component.value("strategy") ?? .string("BatchLongest")
-    if let count = strategy["Fixed"]?.int, count >= 0 {
+    if let count = strategy["Fixed"]?.int, count >= 0, count <= Self.longest {
       length = .fixed(count)
     } else if strategy.string == "BatchLongest" {
       length = .longestInBatch
@@ -92,10 +92,16 @@ public struct Padding: Sendable, Equatable {
     }
     side = try component.side()
     let multiple = try component.int("pad_to_multiple_of", default: 0)
+    if multiple > Self.longest {
+      throw component.wrong("pad_to_multiple_of", .int(multiple), "a smaller count")
+    }
     self.multiple = multiple > 0 ? multiple : nil
     tokenID = Int32(clamping: try component.int("pad_id", default: 0))
     typeID = Int32(clamping: try component.int("pad_type_id", default: 0))
   }
+
+  /// No model has longer inputs; a file that asks for more would only exhaust the memory.
+  private static let longest = 1 << 24
 
   /// The length to fill up to, when the longest input of the batch has `longest` tokens.
   func target(longest: Int) -> Int {

@@ -11,10 +11,16 @@ extension Kernels {
       (33, 8, 100), (450, 8, 384), (130, 16, 515), (131, 24, 96), (67, 64, 200), (129, 48, 77),
       (450, 96, 8), (133, 200, 16), (64, 515, 8), (200, 131, 64), (8, 384, 450), (384, 8, 130),
       (16, 300, 99), (100, 64, 1000), (65, 70, 600), (31, 33, 1025), (3, 1000, 5), (200, 150, 100),
+      (300, 100, 1024), (7, 50, 64), (12, 9, 513), (600, 40, 30), (30, 200, 1100),
     ]
     static let transposes: [(Transpose, Transpose)] = [
       (.no, .no), (.no, .yes), (.yes, .no), (.yes, .yes),
     ]
+
+    static let routes: [(GEMMBackend, GEMMRoute)] =
+      GEMMBackend.available.flatMap { backend in
+        [(backend, .automatic), (backend, .library)]
+      } + [(.standard, .own)]
 
     @Test(arguments: shapes) func matchesTheDefinition(m: Int, n: Int, k: Int) {
       for (ta, tb) in Self.transposes {
@@ -26,16 +32,16 @@ extension Kernels {
             ta, tb, m, n, k, Double(alpha), a, ta == .no ? k : m, b, tb == .no ? n : k,
             Double(beta), c, n)
           atEveryLevel { level in
-            for backend in GEMMBackend.available {
+            for (backend, route) in Self.routes {
               // With beta = 0 whatever is in C must not matter.
               let result =
                 beta == 0 ? MutableSlice(repeating: .nan, count: m * n) : MutableSlice(c)
               BLAS.gemm(
                 ta, tb, m: m, n: n, k: k, alpha: alpha, Slice(a), Slice(b), beta: beta,
-                into: result, backend: backend)
+                into: result, backend: backend, route: route)
               #expect(
                 expected.error(result.array) < 2e-6,
-                "\(level), \(backend), \(m)×\(n)×\(k), \(ta), \(tb), \(beta)")
+                "\(level), \(backend), \(route), \(m)×\(n)×\(k), \(ta), \(tb), \(beta)")
             }
           }
         }
@@ -56,11 +62,11 @@ extension Kernels {
             let expected = ExpectedProduct(
               ta, tb, m, n, k, 1, a, lda, b, ldb, Double(beta), c, ldc)
             atEveryLevel { level in
-              for backend in GEMMBackend.available {
+              for (backend, route) in Self.routes {
                 let result = MutableSlice(c)
                 BLAS.gemm(
                   ta, tb, m: m, n: n, k: k, Slice(a), lda: lda, Slice(b), ldb: ldb, beta: beta,
-                  into: result, ldc: ldc, backend: backend)
+                  into: result, ldc: ldc, backend: backend, route: route)
                 #expect(
                   expected.error(result.array) < 2e-6,
                   "\(level), \(backend), \(m)×\(n)×\(k), \(ta), \(tb), \(beta)")

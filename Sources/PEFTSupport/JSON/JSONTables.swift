@@ -190,7 +190,10 @@ extension JSONScanner {
   private static func skipSpace(_ bytes: Bytes, _ place: inout Int) {
     while place < bytes.count {
       switch bytes[place] {
-      case 0x20, 0x0A, 0x0D, 0x09: place += 1
+      case 0x20, 0x0A, 0x0D, 0x09:
+        place += 1
+        // Indentation is most of a file that was written to be read.
+        while place < bytes.count, bytes[place] == 0x20 { place += 1 }
       default: return
       }
     }

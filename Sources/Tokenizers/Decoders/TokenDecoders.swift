@@ -148,9 +148,15 @@ struct StripTokens: DecoderStage {
 
   mutating func feed(_ token: [UInt8], into output: inout [[UInt8]]) {
     var text = token[...]
-    for _ in 0..<start where text.starts(with: content) { text.removeFirst(content.count) }
-    for _ in 0..<stop where text.suffix(content.count).elementsEqual(content) {
+    var count = 0
+    while count < start, text.starts(with: content) {
+      text.removeFirst(content.count)
+      count += 1
+    }
+    count = 0
+    while count < stop, text.suffix(content.count).elementsEqual(content) {
       text.removeLast(content.count)
+      count += 1
     }
     output.append(Array(text))
   }
@@ -189,8 +195,10 @@ struct StripJoined: DecoderStage {
     }
     var all = held + text
     var kept = all.count
-    for _ in 0..<stop where all[..<kept].suffix(content.count).elementsEqual(content) {
+    var count = 0
+    while count < stop, all[..<kept].suffix(content.count).elementsEqual(content) {
       kept -= content.count
+      count += 1
     }
     held = Array(all[kept...])
     all.removeSubrange(kept...)

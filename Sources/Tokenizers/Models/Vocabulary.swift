@@ -222,7 +222,10 @@ struct Vocabulary: Sendable {
   private static func equal(
     _ a: Span<UInt8>, _ start: Int, _ b: Span<UInt8>, _ range: Range<Int>
   ) -> Bool {
-    for offset in 0..<range.count where a[start + offset] != b[range.lowerBound + offset] {
+    // One check for all: the loop is the inner one of every lookup.
+    precondition(start >= 0 && start + range.count <= a.count && range.upperBound <= b.count)
+    for offset in 0..<range.count
+    where a[unchecked: start &+ offset] != b[unchecked: range.lowerBound &+ offset] {
       return false
     }
     return true

@@ -33,20 +33,22 @@ enum ByteLevelAlphabet {
     _ text: Span<UInt8>, _ range: Range<Int>, _ alphabet: Span<Int16>,
     into result: inout MutableSpan<UInt8>, at start: Int
   ) -> Int? {
+    precondition(
+      range.upperBound <= text.count && start >= 0 && start + range.count <= result.count)
     var place = range.lowerBound
     var end = start
     while place < range.upperBound {
-      var value = Int(text[place])
-      place += 1
+      var value = Int(text[unchecked: place])
+      place &+= 1
       if value >= 0x80 {
         // The alphabet ends below U+0800: two bytes at most.
         guard value & 0xE0 == 0xC0, place < range.upperBound else { return nil }
-        value = (value & 0x1F) << 6 | Int(text[place] & 0x3F)
-        place += 1
+        value = (value & 0x1F) &<< 6 | Int(text[unchecked: place] & 0x3F)
+        place &+= 1
       }
-      guard value < alphabet.count, alphabet[value] >= 0 else { return nil }
-      result[end] = UInt8(truncatingIfNeeded: alphabet[value])
-      end += 1
+      guard value < alphabet.count, alphabet[unchecked: value] >= 0 else { return nil }
+      result[unchecked: end] = UInt8(truncatingIfNeeded: alphabet[unchecked: value])
+      end &+= 1
     }
     return end
   }

@@ -30,10 +30,12 @@ public struct ClassificationObjective: Objective {
   /// Creates the objective of a classifier.
   public init(_ model: any SequenceClassifier) { self.model = model }
 
+  /// How many labels of a batch count.
   public func labelCount(_ batch: Batch) -> Int {
     batch.labels.count { $0 != ignoredLabel }
   }
 
+  /// The loss of a batch, summed over its labels and divided by `count`.
   public func loss(_ batch: Batch, _ context: ForwardContext, count: Int) throws(PEFTError)
     -> Tensor?
   {
@@ -41,6 +43,7 @@ public struct ClassificationObjective: Objective {
     return try crossEntropy(model.logits(batch.tokens, context), labels: batch.labels, count: count)
   }
 
+  /// Adds a batch to an evaluation.
   public func evaluate(
     _ batch: Batch, _ context: ForwardContext, into sums: inout EvaluationSums
   ) throws(PEFTError) {
@@ -57,8 +60,10 @@ public struct LanguageModelObjective: Objective {
   /// Creates the objective of a language model.
   public init(_ model: any CausalLanguageModel) { self.model = model }
 
+  /// How many labels of a batch count.
   public func labelCount(_ batch: Batch) -> Int { targets(batch).labels.count }
 
+  /// The loss of a batch, summed over its labels and divided by `count`.
   public func loss(_ batch: Batch, _ context: ForwardContext, count: Int) throws(PEFTError)
     -> Tensor?
   {
@@ -71,6 +76,7 @@ public struct LanguageModelObjective: Objective {
       model.logits(fromHidden: hidden, context), labels: labels, count: count)
   }
 
+  /// Adds a batch to an evaluation.
   public func evaluate(
     _ batch: Batch, _ context: ForwardContext, into sums: inout EvaluationSums
   ) throws(PEFTError) {

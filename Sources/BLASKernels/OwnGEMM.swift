@@ -1,0 +1,54 @@
+import CKernels
+
+/// The own GEMM kernels: which problems they win, and how these are spread over threads.
+enum OwnGEMM {
+  /// Whether the own kernels beat a library. The bounds are measured (see Benchmarks, kernels-bench): the libraries
+  /// lose on narrow products, which LoRA is made of, and on few rows times a transposed weight that comes from memory.
+  static func isFaster(
+    _ ta: Bool, _ tb: Bool, _ m: Int, _ n: Int, _ k: Int, than backend: GEMMBackend
+  ) -> Bool {
+    if m * n * k <= 1 << 19 || m <= 12 { return true }
+    // Few columns of a transposed A: the gradients of adapters.
+    if ta { return n <= 16 }
+    guard tb else { return n <= 64 || k <= 16 && n >= 1024 || k <= 64 && backend == .openBLAS }
+    if n <= 128 || k <= 64 { return true }
+    return backend == .oneDNN && m >= 64 && m <= 512
+  }
+
+  /// Runs a problem on the pool.
+  static func run(_ task: pk_gemm_task) {
+    // Work in operations; moving an element costs as much as several.
+    let (m, n, k) = (task.m, task.n, task.k)
+    let work = 2 * m * n * k + 16 * (m * n + m * k + n * k)
+    let parts = min(Parallel.threadCount, work / 2_000_000)
+    guard parts > 1 else { return runPart(task, 0..<m, 0..<n) }
+    // Columns first: parts share A, which lies in the cache, and each packs its own of B.
+    let byColumns = max(1, min(parts, n / 64))
+    let byRows = max(1, min(parts / byColumns, m / 16))
+    Parallel.forEach(byColumns * byRows) { part in
+      let (row, column) = (part / byColumns, part % byColumns)
+      runPart(
+        task, m * row / byRows..<m * (row + 1) / byRows,
+        cut(n, column, byColumns)..<cut(n, column + 1, byColumns))
+    }
+  }
+
+  // Columns are cut at multiples of the widest panel.
+  private static func cut(_ n: Int, _ part: Int, _ parts: Int) -> Int {
+    part == parts ? n : n * part / parts / 32 * 32
+  }
+
+  private static func runPart(_ task: pk_gemm_task, _ rows: Range<Int>, _ columns: Range<Int>) {
+    var part = task
+    part.m = rows.count
+    part.n = columns.count
+    guard part.m > 0, part.n > 0 else { return }
+    part.a += task.ta ? rows.lowerBound : rows.lowerBound * task.lda
+    part.c += rows.lowerBound * task.ldc + columns.lowerBound
+    let size = task.format == PK_F32 ? 4 : 2
+    part.b += size * (task.tb ? columns.lowerBound * task.ldb : columns.lowerBound)
+    withScratch(Int(PK_GEMM_SCRATCH)) { scratch in
+      withUnsafePointer(to: part) { pk_gemm($0, scratch) }
+    }
+  }
+}
