@@ -25,7 +25,7 @@ sys.path.insert(0, str(HERE))
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from generator import dora, inspection, layers, models, optimisers, targets  # noqa: E402
+from generator import combine, dora, inspection, layers, models, optimisers, targets  # noqa: E402
 
 
 def main() -> None:
@@ -42,6 +42,7 @@ def main() -> None:
         "inspect": inspection.make,
         "layers": layers.make,
         "dora": dora.make,
+        "combine": combine.make,
     }
     names = sys.argv[1:] or list(jobs)
     unknown = [name for name in names if name not in jobs]
