@@ -278,7 +278,7 @@ class Case:
         base = base.to(self.base_dtype)
         save(base.state_dict(), self.folder / "base.safetensors")
         self.base = base
-        self.record = {"module": describe(base.layer)}
+        self.record = {"module": self.description(base.layer)}
 
         self.make_adapter()
         inputs = self.inputs(self.seed + 50)
@@ -303,6 +303,9 @@ class Case:
         self.extra(inputs)
         save(self.found, self.folder / "expected.safetensors")
         (self.folder / "case.json").write_text(compact(self.record))
+
+    def description(self, layer: nn.Module) -> dict:
+        return describe(layer)
 
     def extra(self, inputs: dict[str, torch.Tensor]) -> None:
         """Room for a kind of case to record more."""
@@ -333,7 +336,10 @@ class Case:
         (folder / "README.md").unlink()
         tensors = load_file(folder / "adapter_model.safetensors")
         self.record["keys"] = {key: list(tensors[key].shape) for key in sorted(tensors)}
-        self.record["scaling"] = model.base_model.model.layer.scaling["default"]
+        self.record["scaling"] = self.scaling(model)
+
+    def scaling(self, model: PeftModel):
+        return model.base_model.model.layer.scaling["default"]
 
     def load(self, exact: bool = False) -> PeftModel:
         """The base with the adapter, as peft loads it."""
@@ -429,10 +435,12 @@ class Case:
             "loss": "mean of the squared differences to `target`, taken before the step",
         }
 
+    def formula(self, adapter: dict[str, torch.Tensor]) -> Formula:
+        return Formula(self.exact_base().layer, adapter, self.record["scaling"])
+
     def record_formula(self, inputs) -> None:
         """Where peft is right, the formula confirms it; where it is wrong, replaces it."""
-        adapter = load_file(self.folder / "adapter" / "adapter_model.safetensors")
-        formula = Formula(self.exact_base().layer, adapter, self.record["scaling"])
+        formula = self.formula(load_file(self.folder / "adapter" / "adapter_model.safetensors"))
         given = self.differentiable(inputs)
         output = formula.output(given)
         (output * self.upstream).sum().backward()
