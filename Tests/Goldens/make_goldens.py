@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Remakes every golden in this folder with transformers, peft and torch (see requirements.txt).
 
-Usage: python make_goldens.py [NAME ...]   where NAME is a case (bert, llama, ...) or one of
-optimisers, targets, inspect, rotary; without names, everything is made.
 Usage: python make_goldens.py [NAME ...]   where NAME is a case (bert, llama, ...) or one of the
 parts below it (optimisers, layers, ...); without names, everything is made.
 
@@ -28,8 +26,8 @@ sys.path.insert(0, str(HERE))
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from generator import inspection, models, optimisers, rotary, targets  # noqa: E402
-from generator import combine, dora, fields, inspection, layers, models, optimisers, targets  # noqa: E402
+from generator import combine, dora, fields, inspection, layers, models  # noqa: E402
+from generator import optimisers, rotary, targets  # noqa: E402
 
 
 def main() -> None:
