@@ -139,7 +139,7 @@ static void tile_softmax(const attention_tile *t, float *scores, float *lse, flo
       size_t j1 = j0 + 64 < t->keys ? j0 + 64 : t->keys;
       vf sum = {};
       for (size_t j = j0; j < j1; j++) {
-        vf e = vexp(load(x + j * ld) - m);
+        vf e = vexp_negative(load(x + j * ld) - m);
         store(x + j * ld, e);
         sum += e;
       }
@@ -167,7 +167,7 @@ static void attend_row(const pk_attention *a, pk_sequence s, size_t head, size_t
   }
   for (size_t j = 0; j < n; j += VL) {
     size_t left = n - j < VL ? n - j : VL;
-    storen(scratch + j, vexp(loadn(scratch + j, left) - lse), left);
+    storen(scratch + j, vexp_negative(loadn(scratch + j, left) - lse), left);
   }
   K(gemv_t)(a->v + s.key * a->ldv + kv * d, a->ldv, scratch, 1.0f, 0.0f, out, n, d);
 }
@@ -205,7 +205,7 @@ static void tile_gradients(const pk_attention *a, pk_sequence s, const attention
   size_t count = t->keys * t->lanes;
   for (size_t v = 0; v < t->lanes; v += VL) {
     vf l = load(lse + v);
-    for (size_t i = v; i < count; i += t->lanes) store(p + i, vexp(load(p + i) - l));
+    for (size_t i = v; i < count; i += t->lanes) store(p + i, vexp_negative(load(p + i) - l));
   }
   hide(a, s, t, 0.0f, p);
   if (a->dropout <= 0) {
@@ -230,12 +230,16 @@ static void K(attention_backward)(const pk_attention *a, pk_sequence s, size_t h
   const float *k = a->k + s.key * a->ldk + kv * d, *v = a->v + s.key * a->ldv + kv * d;
   float *panel = scratch, *rows = panel + d * 2 * VL, *spare = rows + d * 2 * VL;
   float *p = spare + ATTENTION_DEPTH * 2 * VL, *dp = p + s.keyCount * 2 * VL;
-  for (size_t j = 0; j < s.keyCount; j++) {
-    memset(dk + j * ld, 0, d * sizeof(float));
-    memset(dv + j * ld, 0, d * sizeof(float));
-  }
+  if (s.queryCount == 0)
+    for (size_t j = 0; j < s.keyCount; j++) {
+      memset(dk + j * ld, 0, d * sizeof(float));
+      memset(dv + j * ld, 0, d * sizeof(float));
+    }
+  // The last queries first: they see every key and so write every row.
+  float beta = 0.0f;
   for (size_t h = head; h < head + heads; h++)
-    for (size_t c = 0; c < s.queryCount; c += 2 * VL) {
+    for (size_t tiles = (s.queryCount + 2 * VL - 1) / (2 * VL); tiles-- > 0;) {
+      size_t c = tiles * 2 * VL;
       attention_tile t = make_tile(a, s, h, 1, c, s.queryCount - c < 2 * VL ? s.queryCount - c : 2 * VL);
       size_t row = s.query + c;
       const float *q = a->q + row * a->ldq + h * d, *dout = a->dout + row * a->ldo + h * d;
@@ -252,7 +256,8 @@ static void K(attention_backward)(const pk_attention *a, pk_sequence s, size_t h
       product(false, t.keys, t.lanes, d, v, a->ldv, panel, t.lanes, 1.0f, 0.0f, dp, t.lanes, spare);
       tile_gradients(a, s, &t, p, dp, lse, delta);
       product(true, t.columns, d, t.keys, dp, t.lanes, k, a->ldk, a->scale, 0.0f, a->dq + row * a->ldq + h * d, a->ldq, spare);
-      product(false, t.keys, d, t.columns, dp, t.lanes, q, a->ldq, a->scale, 1.0f, dk, ld, spare);
-      product(false, t.keys, d, t.columns, p, t.lanes, dout, a->ldo, 1.0f, 1.0f, dv, ld, spare);
+      product(false, t.keys, d, t.columns, dp, t.lanes, q, a->ldq, a->scale, beta, dk, ld, spare);
+      product(false, t.keys, d, t.columns, p, t.lanes, dout, a->ldo, 1.0f, beta, dv, ld, spare);
+      beta = 1.0f;
     }
 }
