@@ -66,23 +66,25 @@ public struct Attention: Sendable {
     var problem = problem(q, k, v, keyMask)
     problem.outMutable = out.pointer
     problem.lseMutable = logSumExp.pointer
-    let block = 32
+    // Tasks: queries of one head, in blocks; heads that share keys together when each has few queries.
+    let group = heads / kvHeads
+    let shares =
+      group > 1 && tokens * kvHeads <= sequences.count * kvHeads * 4
+      && sequences.count * kvHeads >= Parallel.threadCount
+    let (step, block) = (shares ? group : 1, 64)
     var tasks: [(sequence: Int, head: Int, first: Int)] = []
     for (index, sequence) in sequences.enumerated() {
-      for head in 0..<heads {
-        for first in stride(from: 0, to: sequence.queryCount, by: block) {
-          tasks.append((index, head, first))
-        }
+      for first in stride(from: 0, to: sequence.queryCount, by: block) {
+        for head in stride(from: 0, to: heads, by: step) { tasks.append((index, head, first)) }
       }
     }
-    withUnsafePointer(to: problem) { problem in
-      Parallel.forEach(tasks.count) { index in
-        let task = tasks[index]
-        let sequence = sequences[task.sequence]
-        let last = min(task.first + block, sequence.queryCount)
-        withScratch(sequence.keyCount + 64) { scratch in
-          pk_attention_forward(problem, sequence, task.head, task.first, last, scratch)
-        }
+    run(tasks.count, sequences) { index, scratch in
+      let task = tasks[index]
+      let sequence = sequences[task.sequence]
+      withUnsafePointer(to: problem) { problem in
+        pk_attention_forward(
+          problem, sequence, task.head, step, task.first,
+          min(task.first + block, sequence.queryCount), scratch)
       }
     }
   }
@@ -115,14 +117,58 @@ public struct Attention: Sendable {
     problem.lse = logSumExp.pointer
     problem.dout = dOut.pointer
     problem.dq = dq.pointer
-    problem.dk = dk.pointer
-    problem.dv = dv.pointer
-    withUnsafePointer(to: problem) { problem in
-      Parallel.forEach(sequences.count * kvHeads) { index in
-        let sequence = sequences[index / kvHeads]
-        withScratch(2 * (sequence.keyCount + 64)) { scratch in
-          pk_attention_backward(problem, sequence, index % kvHeads, scratch)
+    // One task for all heads that share keys, or with few of these one for each head, added up afterwards.
+    let group = heads / kvHeads
+    let whole = sequences.count * kvHeads >= Parallel.threadCount || group == 1
+    let step = whole ? group : 1
+    let parts = heads / step
+    let longest = sequences.reduce(0) { max($0, $1.keyCount) }
+    let partSize = longest * headDim
+    let partial = MutableSlice<Float>(count: whole ? 0 : 2 * sequences.count * parts * partSize)
+    let width = kvHeads * headDim
+    run(sequences.count * parts, sequences) { index, scratch in
+      let sequence = sequences[index / parts]
+      let head = index % parts * step
+      let column = sequence.key * width + head / group * headDim
+      let own = partial.pointer + 2 * index * (whole ? 0 : partSize)
+      withUnsafePointer(to: problem) { problem in
+        pk_attention_backward(
+          problem, sequence, head, step, whole ? dk.pointer + column : own,
+          whole ? dv.pointer + column : own + partSize, whole ? width : headDim, scratch)
+      }
+    }
+    guard !whole else { return }
+    Parallel.forEach(sequences.count * kvHeads) { index in
+      let sequence = sequences[index / kvHeads]
+      let (kvHead, first) = (index % kvHeads, index / kvHeads * heads + index % kvHeads * group)
+      for (which, gradient) in [dk, dv].enumerated() {
+        for key in 0..<sequence.keyCount {
+          let to = gradient.pointer + (sequence.key + key) * width + kvHead * headDim
+          for part in 0..<group {
+            let from = partial.pointer + (2 * (first + part) + which) * partSize + key * headDim
+            if part == 0 {
+              to.update(from: from, count: headDim)
+            } else {
+              pk_add(to, from, to, headDim)
+            }
+          }
         }
+      }
+    }
+    withExtendedLifetime(partial) {}
+  }
+
+  // Spreads tasks over the threads; each thread has one scratch.
+  private func run(
+    _ count: Int, _ sequences: [pk_sequence],
+    _ body: (_ task: Int, _ scratch: UnsafeMutablePointer<Float>) -> Void
+  ) {
+    let longest = sequences.reduce(0) { max($0, $1.keyCount) }
+    let work = sequences.reduce(0) { $0 + $1.queryCount * $1.keyCount } * heads * headDim
+    let threads = min(Parallel.threadCount, count, max(1, work / 100_000))
+    Parallel.forEach(threads) { thread in
+      withScratch(pk_attention_scratch(longest, headDim)) { scratch in
+        for task in stride(from: thread, to: count, by: threads) { body(task, scratch) }
       }
     }
   }
@@ -135,7 +181,7 @@ public struct Attention: Sendable {
   ) -> pk_attention {
     pk_attention(
       q: q.pointer, k: k.pointer, v: v.pointer, keyMask: keyMask?.pointer, out: nil, lse: nil,
-      dout: nil, outMutable: nil, lseMutable: nil, dq: nil, dk: nil, dv: nil, tokens: tokens,
+      dout: nil, outMutable: nil, lseMutable: nil, dq: nil, tokens: tokens,
       heads: heads, kvHeads: kvHeads, headDim: headDim, ldq: heads * headDim,
       ldk: kvHeads * headDim, ldv: kvHeads * headDim, ldo: heads * headDim, scale: scale,
       causal: isCausal, dropout: dropout, random: pk_random(seed: seed, stream: stream))
@@ -165,7 +211,7 @@ public struct Attention: Sendable {
         pk_sequence(
           query: query, queryCount: queryCount, key: key, keyCount: keyCount,
           dropoutOffset: dropoutOffset))
-      dropoutOffset += UInt64(heads * queryCount * ((keyCount + 63) / 64 * 64))
+      dropoutOffset += UInt64(heads * ((keyCount + 3) / 4) * ((queryCount + 15) / 16) * 64)
     }
     return sequences
   }

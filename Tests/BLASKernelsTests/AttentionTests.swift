@@ -97,7 +97,7 @@ extension Kernels {
         let (q0, k0) = (Int(a.queryOffsets[s]), Int(a.keyOffsets[s]))
         let queries = Int(a.queryOffsets[s + 1]) - q0
         let keys = a.keyCounts.map { Int($0[s]) } ?? Int(a.keyOffsets[s + 1]) - k0
-        let stride = (keys + 63) / 64 * 64
+        let (down, across) = ((keys + 3) / 4, (queries + 15) / 16)
         for h in 0..<a.heads {
           let kv = h / (a.heads / a.kvHeads)
           for i in 0..<queries {
@@ -115,7 +115,8 @@ extension Kernels {
             let p = scores.map { exp($0 - lse) }
             let keep = seen.map { j -> Double in
               guard a.dropout > 0 else { return 1 }
-              let index = dropoutOffset + (h * queries + i) * stride + j
+              let group = (h * down + j / 4) * across + i / 16
+              let index = dropoutOffset + group * 64 + j % 4 * 16 + i % 16
               let bits = RandomTests.bits(index, seed: a.seed, stream: a.stream)
               return Double(bits) >= Double(a.dropout) * 4_294_967_296
                 ? 1 / (1 - Double(a.dropout)) : 0
@@ -139,7 +140,7 @@ extension Kernels {
             }
           }
         }
-        dropoutOffset += a.heads * queries * stride
+        dropoutOffset += a.heads * down * across * 64
       }
       return r
     }

@@ -44,7 +44,7 @@ typedef struct {
   const uint8_t *_Nullable keyMask;
   const float *_Nullable out, *_Nullable lse, *_Nullable dout;
   float *_Nullable outMutable, *_Nullable lseMutable;
-  float *_Nullable dq, *_Nullable dk, *_Nullable dv;
+  float *_Nullable dq;
   size_t tokens, heads, kvHeads, headDim;
   size_t ldq, ldk, ldv, ldo;
   float scale;
@@ -53,10 +53,17 @@ typedef struct {
   pk_random random;
 } pk_attention;
 
+enum { PK_ATTENTION_DEPTH = 256 };
+
+/// The floats of scratch for the attention kernels.
+static inline size_t pk_attention_scratch(size_t keys, size_t headDim) {
+  return 32 * (2 * keys + 3 * headDim + PK_ATTENTION_DEPTH);
+}
+
 /// One sequence of a problem: its rows of q and of k and v.
 typedef struct {
   size_t query, queryCount, key, keyCount;
-  // Where this sequence's scores start in the dropout stream of each head.
+  // Where this sequence's scores start in the dropout stream; a multiple of 64.
   uint64_t dropoutOffset;
 } pk_sequence;
 

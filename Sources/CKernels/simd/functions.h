@@ -1,19 +1,8 @@
 // exp, tanh, the normal distribution's function and what is made of them, on vectors. The polynomials are
 // minimax fits (weighted for the relative error of the result); the tests compare with double precision.
 
-// 2^n for integers n in [-252, 254] times v, in two factors so that results may be subnormal or infinite.
-ALWAYS vf scale_power(vf v, vi n) {
-#if PK_LEVEL == 2
-  return (vf)_mm512_scalef_ps((__m512)v, _mm512_cvtepi32_ps((__m512i)n));
-#else
-  vi half = n >> 1;
-  return v * (vf)((half + 127) << 23) * (vf)((n - half + 127) << 23);
-#endif
-}
-
-ALWAYS vf vexp(vf x) {
-  // Beyond these the result is 0 or infinite; written so that NaN passes.
-  x = vmin(splat(89.0f), vmax(splat(-104.0f), x));
+// exp for numbers between the bounds of vexp.
+ALWAYS vf exp_bounded(vf x) {
   // Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits.
   vf shifted = x * 1.44269504f + 12582912.0f;
   vf n = shifted - 12582912.0f;
@@ -24,8 +13,20 @@ ALWAYS vf vexp(vf x) {
   q = q * r + 0.16666519f;
   q = q * r + 0.50000001f;
   vf e = q * (r * r) + r + 1.0f;
-  return scale_power(e, (vi)shifted - 0x4b400000);
+#if PK_LEVEL == 2
+  return (vf)_mm512_scalef_ps((__m512)e, (__m512)n);
+#else
+  // 2^n in two factors, so that results may be subnormal or infinite.
+  vi bits = (vi)shifted - 0x4b400000, half = bits >> 1;
+  return e * (vf)((half + 127) << 23) * (vf)((bits - half + 127) << 23);
+#endif
 }
+
+// Beyond -104 and 89 the result is 0 or infinite. Written so that NaN passes.
+ALWAYS vf vexp(vf x) { return exp_bounded(vmin(splat(89.0f), vmax(splat(-104.0f), x))); }
+
+// exp of numbers that are not above 89.
+ALWAYS vf vexp_negative(vf x) { return exp_bounded(vmax(splat(-104.0f), x)); }
 
 ALWAYS vf vsigmoid(vf x) { return 1.0f / (1.0f + vexp(-x)); }
 

@@ -17,14 +17,14 @@ ALWAYS float exp_sum(const float *x, float m, size_t n) {
   vf s0 = {}, s1 = {};
   size_t i = 0;
   for (; i + 2 * VL <= n; i += 2 * VL) {
-    s0 += vexp(load(x + i) - m);
-    s1 += vexp(load(x + i + VL) - m);
+    s0 += vexp_negative(load(x + i) - m);
+    s1 += vexp_negative(load(x + i + VL) - m);
   }
   for (; i < n; i += VL) {
     size_t left = n - i < VL ? n - i : VL;
     float block[VL];
     for (size_t l = 0; l < VL; l++) block[l] = l < left ? x[i + l] : -INFINITY;
-    s0 += vexp(load(block) - m);
+    s0 += vexp_negative(load(block) - m);
   }
   return hsum(s0 + s1);
 }
@@ -58,13 +58,13 @@ static void K(softmax)(const float *x, float scale, float *y, size_t rows, size_
     vf s = {};
     size_t i = 0;
     for (; i + VL <= n; i += VL) {
-      vf e = vexp(load(x + i) * scale - m);
+      vf e = vexp_negative(load(x + i) * scale - m);
       store(y + i, e);
       s += e;
     }
     float total = hsum(s);
     if (i < n) {
-      vf e = vexp(loadn(x + i, n - i) * scale - m);
+      vf e = vexp_negative(loadn(x + i, n - i) * scale - m);
       storen(y + i, e, n - i);
       for (size_t l = 0; l < n - i; l++) total += y[i + l];
     }
@@ -98,7 +98,7 @@ static void K(cross_entropy_backward)(const float *logits, const int32_t *labels
     const float *x = logits;
     float m = lse[r];
     size_t i = 0;
-#define BODY_cross_entropy_backward(L, S) S(dx, vexp(L(x) - m) * scale);
+#define BODY_cross_entropy_backward(L, S) S(dx, vexp_negative(L(x) - m) * scale);
     for (; i + VL <= n; i += VL) {
       BODY_cross_entropy_backward(LOAD_FULL, STORE_FULL)
     }

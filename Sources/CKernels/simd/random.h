@@ -4,21 +4,42 @@
 // block 16 g + l is element 64 g + 16 w + l, so that no level needs a shuffle. Contraction is off, so every
 // level rounds alike.
 
+#if VL == 16
+#define LANES ((vu){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
+#elif VL == 8
+#define LANES ((vu){0, 1, 2, 3, 4, 5, 6, 7})
+#else
+#define LANES ((vu){0, 1, 2, 3})
+#endif
+
 typedef uint64_t vq __attribute__((vector_size(VL * 4)));
 
 ALWAYS void multiply_wide(vu a, uint32_t factor, vu *high, vu *low) {
+  // Products of even and of odd lanes, whose halves are then put in their places.
+#if PK_LEVEL == 2
+  __m512i f = _mm512_set1_epi32((int)factor);
+  __m512i even = _mm512_mul_epu32((__m512i)a, f), odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)a, 32), f);
+  *high = (vu)_mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_DDBB);
+  *low = (vu)_mm512_mask_shuffle_epi32(even, 0xaaaa, odd, _MM_PERM_CCAA);
+#elif PK_LEVEL == 1
+  __m256i f = _mm256_set1_epi32((int)factor);
+  __m256i even = _mm256_mul_epu32((__m256i)a, f), odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)a, 32), f);
+  *high = (vu)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+  *low = (vu)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+#else
   vq q = (vq)a;
   vq even = (q & 0xffffffff) * factor, odd = (q >> 32) * factor;
   *high = (vu)((even >> 32) | (odd & 0xffffffff00000000));
   *low = (vu)((even & 0xffffffff) | (odd << 32));
+#endif
 }
 
 // The words of blocks first ... first + VL - 1, which must not cross a multiple of 2^32.
 ALWAYS void philox(pk_random random, uint64_t first, vu words[4]) {
-  vu c0 = splatu((uint32_t)first), c1 = splatu((uint32_t)(first >> 32));
-  for (int l = 0; l < VL; l++) c0[l] += (uint32_t)l;
+  vu c0 = splatu((uint32_t)first) + LANES, c1 = splatu((uint32_t)(first >> 32));
   vu c2 = splatu((uint32_t)random.stream), c3 = splatu((uint32_t)(random.stream >> 32));
   uint32_t k0 = (uint32_t)random.seed, k1 = (uint32_t)(random.seed >> 32);
+#pragma clang loop unroll(full)
   for (int round = 0; round < 10; round++) {
     vu h0, l0, h1, l1;
     multiply_wide(c0, 0xd2511f53, &h0, &l0);
@@ -60,15 +81,19 @@ static void K(dropout)(const float *x, float p, pk_random random, uint64_t first
   float keep = 1.0f / (1.0f - p);
   uint32_t bits[64];
   FOR_GROUPS({
-    philox_group(random, g, bits);
     const float *in = x + base;
     float *out = y + base;
     if (to - from == 64) {
-      for (int i = 0; i < 64; i += VL) {
-        vu b = (vu) * (vi_any *)(bits + i);
-        store(out + i, (vf)((vi)(load(in + i) * keep) & (vi)(b >= threshold)));
+      for (int part = 0; part < 16; part += VL) {
+        vu words[4];
+        philox(random, g * 16 + (uint64_t)part, words);
+        for (int w = 0; w < 4; w++) {
+          size_t i = (size_t)(16 * w + part);
+          store(out + i, (vf)((vi)(load(in + i) * keep) & (vi)(words[w] >= threshold)));
+        }
       }
     } else {
+      philox_group(random, g, bits);
       for (size_t i = from; i < to; i++) out[i] = bits[i] >= threshold ? in[i] * keep : 0.0f;
     }
   })
@@ -76,16 +101,21 @@ static void K(dropout)(const float *x, float p, pk_random random, uint64_t first
 
 static void K(uniform)(float low, float high, pk_random random, uint64_t first, float *y, size_t n) {
 #pragma clang fp contract(off)
-  uint32_t bits[64];
+  float block[64];
   float span = high - low;
   FOR_GROUPS({
-    philox_group(random, g, bits);
-    for (size_t i = from; i < to; i++) {
-      float v = (float)(int32_t)(bits[i] >> 8) * 0x1p-24f * span;
-      v = low + v;
-      // Rounding may reach the open end.
-      y[base + (ptrdiff_t)i] = v < high || low == high ? v : low;
+    for (int part = 0; part < 16; part += VL) {
+      vu words[4];
+      philox(random, g * 16 + (uint64_t)part, words);
+      for (int w = 0; w < 4; w++) {
+        vf u = __builtin_convertvector((vi)(words[w] >> 8), vf) * 0x1p-24f;
+        vf v = u * span;
+        v = low + v;
+        // Rounding may reach the open end.
+        store(block + 16 * w + part, blend((vi)(v < high), v, splat(low)));
+      }
     }
+    memcpy(y + base + (ptrdiff_t)from, block + from, (to - from) * sizeof(float));
   })
 }
 

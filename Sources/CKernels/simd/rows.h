@@ -80,14 +80,20 @@ static void K(column_dots)(const float *x, const float *y, size_t ld, size_t row
 }
 
 static void K(transpose)(const float *x, size_t ldx, float *y, size_t ldy, size_t rows, size_t columns) {
-  // Blocks of one cache line on either side.
-  enum { B = 16 };
-  for (size_t r0 = 0; r0 < rows; r0 += B)
-    for (size_t c0 = 0; c0 < columns; c0 += B) {
-      size_t r1 = r0 + B < rows ? r0 + B : rows, c1 = c0 + B < columns ? c0 + B : columns;
-      for (size_t c = c0; c < c1; c++)
-        for (size_t r = r0; r < r1; r++) y[c * ldy + r] = x[r * ldx + c];
+  size_t r = 0;
+  for (; r + VL <= rows; r += VL) {
+    size_t c = 0;
+    for (; c + VL <= columns; c += VL) {
+      vf square[VL];
+      for (size_t i = 0; i < VL; i++) square[i] = load(x + (r + i) * ldx + c);
+      transpose_square(square);
+      for (size_t i = 0; i < VL; i++) store(y + (c + i) * ldy + r, square[i]);
     }
+    for (; c < columns; c++)
+      for (size_t i = 0; i < VL; i++) y[c * ldy + r + i] = x[(r + i) * ldx + c];
+  }
+  for (; r < rows; r++)
+    for (size_t c = 0; c < columns; c++) y[c * ldy + r] = x[r * ldx + c];
 }
 
 static void K(argmax)(const float *x, size_t rows, size_t columns, int32_t *y) {
@@ -98,8 +104,15 @@ static void K(argmax)(const float *x, size_t rows, size_t columns, int32_t *y) {
     float top = hmax(m);
     for (; c < columns; c++) top = x[c] > top ? x[c] : top;
     size_t at = 0;
-    while (at + 1 < columns && x[at] != top) at++;
-    y[r] = (int32_t)at;
+    // Whole vectors without it, then the element.
+    for (; at + VL <= columns; at += VL) {
+      vi equal = (vi)(load(x + at) == top);
+      int32_t any = 0;
+      for (int l = 0; l < VL; l++) any |= equal[l];
+      if (any) break;
+    }
+    while (at < columns && x[at] != top) at++;
+    y[r] = at < columns ? (int32_t)at : 0;
   }
 }
 

@@ -114,6 +114,9 @@ ALWAYS double hsumd(vd v) {
 }
 
 ALWAYS float hmax(vf v) {
+#if PK_LEVEL == 2
+  return _mm512_reduce_max_ps((__m512)v);
+#endif
   float m = v[0];
   for (int i = 1; i < VL; i++) m = v[i] > m ? v[i] : m;
   return m;

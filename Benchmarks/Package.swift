@@ -1,0 +1,14 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let package = Package(
+  name: "Benchmarks",
+  platforms: [.macOS(.v15)],
+  dependencies: [.package(name: "swift-peft", path: "..")],
+  targets: [
+    .executableTarget(
+      name: "kernels-bench",
+      dependencies: [.product(name: "BLASKernels", package: "swift-peft")],
+      swiftSettings: [.swiftLanguageMode(.v6)])
+  ]
+)
