@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Remakes every golden in this folder with transformers, peft and torch (see requirements.txt).
 
-Usage: python make_goldens.py [NAME ...]   where NAME is a case (bert, llama, ...) or one of
-optimisers, targets, inspect, rotary; without names, everything is made.
+Usage: python make_goldens.py [NAME ...]   where NAME is a case (bert, llama, ...) or one of the
+parts below it (optimisers, layers, ...); without names, everything is made.
 
 Everything is seeded, one thread, float32, on the CPU: a second run on the same machine gives the
 same files. README.md describes what is in them.
@@ -10,6 +10,7 @@ same files. README.md describes what is in them.
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -25,13 +26,15 @@ sys.path.insert(0, str(HERE))
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from generator import inspection, models, optimisers, rotary, targets  # noqa: E402
+from generator import combine, dora, fields, inspection, layers, models  # noqa: E402
+from generator import optimisers, rotary, targets  # noqa: E402
 
 
 def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # Relative paths: base_model_name_or_path in the adapters then names no folder of this machine.
     os.chdir(HERE)
 
@@ -41,6 +44,10 @@ def main() -> None:
         "targets": targets.make,
         "inspect": inspection.make,
         "rotary": rotary.make,
+        "layers": layers.make,
+        "dora": dora.make,
+        "combine": combine.make,
+        "fields": fields.make,
     }
     names = sys.argv[1:] or list(jobs)
     unknown = [name for name in names if name not in jobs]

@@ -11,7 +11,7 @@ struct Inspect: ParsableCommand {
       follows.
 
         peft inspect models/qwen2-0.5b
-        peft inspect models/qwen2-0.5b --lora '{"r": 8, "lora_alpha": 32, "lora_dropout": 0.1}'
+        peft inspect models/qwen2-0.5b --lora '{"r": 8, "lora_alpha": 32}'
         peft inspect models/minilm --task SEQ_CLS --adapter out/support-intents
         peft inspect out/support-intents
       """)
