@@ -25,6 +25,7 @@ let package = Package(
   products: [
     .library(name: "PEFT", targets: ["PEFT"]),
     .library(name: "PEFTCore", targets: ["PEFTCore"]),
+    .library(name: "BLASKernels", targets: ["BLASKernels"]),
     .library(name: "TunerLoRA", targets: ["TunerLoRA"]),
     .library(name: "Models", targets: ["Models"]),
     .executable(name: "peft", targets: ["PEFTCommand"]),
@@ -74,7 +75,8 @@ let package = Package(
     // Models and training.
     + module("Tokenizers", ["PEFTSupport"])
     + module("Models", ["NN"])
-    + module("Training", ["Models", "PEFTCore", "Tokenizers"])
+    + module(
+      "Training", ["Models", "PEFTCore", "Tokenizers", "BLASKernels"], testing: ["TunerLoRA"])
     + module("PEFT", ["Training", "TunerLoRA"])
     // The tool.
     + [

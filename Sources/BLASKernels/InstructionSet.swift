@@ -30,5 +30,6 @@ public enum InstructionSet: Int, Sendable, CaseIterable, Comparable {
   /// Whether the processor multiplies bf16 in hardware, AVX-512 BF16.
   public static var hasBFloat16: Bool { pk_has_bf16() }
 
+  /// Orders by ability.
   public static func < (a: InstructionSet, b: InstructionSet) -> Bool { a.rawValue < b.rawValue }
 }

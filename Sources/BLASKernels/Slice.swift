@@ -36,11 +36,20 @@ public struct Slice<Element: BitwiseCopyable & Sendable>: Sendable {
   /// One element.
   public subscript(index: Int) -> Element {
     precondition(index >= 0 && index < count, "index out of bounds")
-    return pointer[index]
+    return UnsafeRawPointer(pointer + index).loadUnaligned(as: Element.self)
   }
 
   /// A copy of the elements.
-  public var array: [Element] { Array(UnsafeBufferPointer(start: pointer, count: count)) }
+  public var array: [Element] {
+    [Element](unsafeUninitializedCapacity: count) { buffer, initialized in
+      // By bytes, since a window of a file may start anywhere.
+      if let to = buffer.baseAddress {
+        let size = count * MemoryLayout<Element>.stride
+        UnsafeMutableRawPointer(to).copyMemory(from: pointer, byteCount: size)
+      }
+      initialized = count
+    }
+  }
 
   /// The elements in place.
   public func withSpan<Result: ~Copyable, Failure: Error>(

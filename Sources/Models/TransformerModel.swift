@@ -31,6 +31,8 @@ public struct TokenBatch: Sendable {
 public protocol TransformerModel: Module {
   /// The members of config.json that it was built from.
   var configuration: ModelConfiguration { get }
+  /// The ranges that token ids, positions and segments must stay in.
+  var inputLimits: InputLimits { get }
 
   /// The hidden states after the last layer, `[rows, hidden]`.
   func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor
@@ -38,12 +40,18 @@ public protocol TransformerModel: Module {
 
 /// A model with one row of logits for each sequence.
 public protocol SequenceClassifier: TransformerModel {
+  /// Whether the class is read off the last row of a sequence, as decoders do, or the first.
+  var readsLastToken: Bool { get }
+
   /// The logits, `[sequences, labels]`.
   func logits(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor
 }
 
 /// A model with a row of vocabulary logits for each token.
 public protocol CausalLanguageModel: TransformerModel {
+  /// An empty cache for so many sequences of at most `capacity` tokens.
+  func makeCache(sequences: Int, capacity: Int) -> KeyValueCache
+
   /// The logits of rows of hidden states: `[rows, hidden]` to `[rows, vocabulary]`.
   func logits(fromHidden hidden: Tensor, _ context: ForwardContext) -> Tensor
 }

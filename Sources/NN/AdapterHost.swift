@@ -24,6 +24,7 @@ extension AdapterHost {
     adapters?.forward(input, host: self, context) ?? base(input, parameters)
   }
 
+  /// The parameters that belong to this module itself.
   public var ownParameters: [ParameterInfo] {
     parameters.info + (adapters?.ownParameters ?? [])
   }

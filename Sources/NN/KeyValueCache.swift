@@ -44,6 +44,13 @@ public final class KeyValueCache {
     for (sequence, count) in counts.enumerated() { lengths[sequence] += count }
   }
 
+  /// Forgets all sequences but the given ones, which move up in the given order.
+  public func keep(_ sequences: [Int]) {
+    lengths = sequences.map { lengths[$0] }
+    keys = keys.map { layer in sequences.map { layer[$0] } }
+    values = values.map { layer in sequences.map { layer[$0] } }
+  }
+
   private static func append(
     _ rows: Tensor, at start: Int, to slot: inout Tensor?, _ capacity: Int
   ) -> Tensor {

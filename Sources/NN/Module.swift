@@ -17,8 +17,11 @@ public protocol Module: AnyObject {
 }
 
 extension Module {
+  /// What PyTorch prints between the parentheses.
   public var attributes: String { "" }
+  /// The parts, with their attribute names.
   public var children: [(name: String, module: any Module)] { [] }
+  /// The parameters that belong to this module itself.
   public var ownParameters: [ParameterInfo] { [] }
 
   /// This module and all below it in depth-first order, each with its dotted path; the path of
@@ -84,7 +87,9 @@ public final class ModuleList<Element: Module>: Module {
   /// Creates a list.
   public init(_ elements: [Element]) { self.elements = elements }
 
+  /// The class name that PyTorch prints.
   public var typeName: String { "ModuleList" }
+  /// The parts, with their attribute names.
   public var children: [(name: String, module: any Module)] {
     elements.enumerated().map { (String($0.offset), $0.element) }
   }
@@ -93,7 +98,9 @@ public final class ModuleList<Element: Module>: Module {
 /// A module without parameters that stands in the tree as PyTorch shows it: an activation, the
 /// rotary embedding.
 public final class Inert: Module {
+  /// The class name that PyTorch prints.
   public let typeName: String
+  /// What PyTorch prints between the parentheses.
   public let attributes: String
 
   /// Creates a stand-in.

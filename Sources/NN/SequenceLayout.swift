@@ -29,6 +29,22 @@ public struct SequenceLayout: Sendable {
     self.init(offsets: offsets, positions: positions)
   }
 
+  /// Creates a layout of the next rows of sequences that have begun, as in generation.
+  ///
+  /// - Parameters:
+  ///   - seen: Rows of each sequence that came before.
+  ///   - counts: Rows of each sequence that come now.
+  public init(continuing seen: [Int], by counts: [Int]) {
+    precondition(seen.count == counts.count)
+    var offsets: [Int32] = [0]
+    var positions: [Int32] = []
+    for (start, count) in zip(seen, counts) {
+      offsets.append(offsets.last! + Int32(count))
+      positions.append(contentsOf: (start..<start + count).map { Int32($0) })
+    }
+    self.init(offsets: offsets, positions: positions)
+  }
+
   /// Number of sequences.
   public var count: Int { offsets.count - 1 }
   /// Number of rows.

@@ -53,6 +53,7 @@ public final class AdapterStack: HostAdapters {
 
   // MARK: Forward
 
+  /// The output of the host with the active adapters.
   public func forward(
     _ input: HostInput, host: any AdapterHost, _ context: ForwardContext
   ) -> Tensor {
@@ -88,12 +89,17 @@ public final class AdapterStack: HostAdapters {
   ) -> Tensor {
     let layout = context.sequences
     let perRow = input.rows == layout.rows
+    precondition(
+      names.count == layout.count && (perRow || input.rows == layout.count),
+      "\(names.count) adapters for \(layout.count) sequences and \(input.rows) rows")
     func rows(_ sequence: Int) -> Range<Int> {
       perRow ? layout.range(sequence) : sequence..<sequence + 1
     }
     var inner = context
     inner.sequenceAdapters = nil
-    var output = host.base(input, host.parameters)
+    // Merged adapters are in no one's share: each sequence gets its own and nothing else.
+    let base = host.base(input, original ?? host.parameters)
+    var output = base
     var groups: [(name: String, rows: [Int32])] = []
     for (sequence, name) in names.enumerated() where layer(name) != nil || copy(name) != nil {
       let own = rows(sequence).map { Int32($0) }
@@ -107,23 +113,21 @@ public final class AdapterStack: HostAdapters {
       let part: Tensor
       switch input {
       case .features(let x):
-        part = forwardPart(name, .features(x.selectRows(rows)), rows, output, host, inner)
+        part = forwardPart(name, .features(x.selectRows(rows)), rows, base, host, inner)
       case .tokenIDs(let ids):
         let own = rows.map { ids[Int($0)] }
-        part = forwardPart(name, .tokenIDs(own), rows, output, host, inner)
+        part = forwardPart(name, .tokenIDs(own), rows, base, host, inner)
       }
-      for (offset, row) in rows.enumerated() {
-        output.copyRows(of: part.rowRange(offset..<offset + 1), at: Int(row))
-      }
+      output.replaceRows(rows, with: part)
     }
     return output
   }
 
   private func forwardPart(
-    _ name: String, _ input: HostInput, _ rows: [Int32], _ output: Tensor,
+    _ name: String, _ input: HostInput, _ rows: [Int32], _ base: Tensor,
     _ host: any AdapterHost, _ context: ForwardContext
   ) -> Tensor {
-    let base = copy(name).map { host.base(input, $0) } ?? output.selectRows(rows)
+    let base = copy(name).map { host.base(input, $0) } ?? base.selectRows(rows)
     var sum = base
     layer(name)?.contribute(
       LayerCall(input: input, base: base, host: host, context: context), to: &sum)
@@ -175,6 +179,7 @@ public final class AdapterStack: HostAdapters {
 
   // MARK: Description
 
+  /// The parameters that belong to this module itself.
   public var ownParameters: [ParameterInfo] {
     layers.flatMap { adapter, layer in
       layer.parameters.map { ParameterInfo(Self.memoryKey($0.suffix, adapter), $0.parameter) }
@@ -192,6 +197,7 @@ public final class AdapterStack: HostAdapters {
     return "\(suffix[..<dot]).\(adapter)\(suffix[dot...])"
   }
 
+  /// How the host prints with its adapters.
   public func printed(around base: PrintedModule) -> PrintedModule {
     var result = base
     if !copies.isEmpty {

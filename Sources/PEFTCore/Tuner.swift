@@ -26,10 +26,12 @@ public protocol Tuner: Sendable {
 }
 
 extension Tuner {
+  /// Whether `peft_type` is this tuner's.
   public static func accepts(_ config: JSONObject) -> Bool {
     config["peft_type"]?.string == peftType
   }
 
+  /// The targets for a model type when the config names none.
   public static func defaultTargets(modelType: String) -> TargetModules? { nil }
 }
 

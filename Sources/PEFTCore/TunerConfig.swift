@@ -23,4 +23,14 @@ public protocol TunerConfig: Sendable {
 
   /// The members of the config file, `peft_type` and unknown keys included.
   var object: JSONObject { get }
+
+  /// Checks values that were set in code as those of a file are; the default accepts all.
+  ///
+  /// - Throws: ``PEFTError`` `invalidConfiguration`, naming the key.
+  func validate() throws(PEFTError)
+}
+
+extension TunerConfig {
+  /// Accepts all values.
+  public func validate() throws(PEFTError) {}
 }

@@ -38,6 +38,7 @@ public protocol TunerLayer: AnyObject {
 }
 
 extension TunerLayer {
+  /// Whether ``contribute(_:to:)`` looks at the output of the untouched base layer.
   public var needsBaseOutput: Bool { false }
 }
 

@@ -64,7 +64,7 @@ public enum FileSystem {
     var failure: PEFTError?
     let bytes = [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in
       while filled < count {
-        let result = Glibc.read(descriptor, buffer.baseAddress! + filled, count - filled)
+        let result = readSome(descriptor, buffer.baseAddress! + filled, count - filled)
         if result < 0, errno == EINTR { continue }
         if result < 0 { failure = systemError("cannot read", path) }
         if result <= 0 { break }
@@ -84,6 +84,10 @@ public enum FileSystem {
   /// Creates a folder and those above it.
   public static func createDirectory(_ path: String) throws(PEFTError) {
     if isDirectory(path) { return }
+    if exists(path) {
+      throw PEFTError(
+        .fileAccess, "is a file, a folder was expected", at: path, remedy: "Choose another folder.")
+    }
     if let slash = path.lastIndex(of: "/"), slash != path.startIndex {
       try createDirectory(String(path[..<slash]))
     }
@@ -111,7 +115,7 @@ public enum FileSystem {
       try file.sync()
     } catch {
       unlink(temporary)
-      throw error
+      throw error.relocated(from: temporary, to: path)
     }
     guard rename(temporary, path) == 0 else {
       let failure = systemError("cannot replace", path)
@@ -139,28 +143,62 @@ public enum FileSystem {
       try body(temporary)
     } catch {
       removeTree(temporary)
-      throw error
+      throw (error as? PEFTError)?.relocated(from: temporary, to: target) ?? error
     }
-    let old = "\(target).old-\(getpid())"
-    let replaces = exists(target)
-    if replaces, rename(target, old) != 0 {
-      let failure = systemError("cannot replace", target)
+    syncFolder(temporary)
+    if exists(target), !isDirectory(target) {
       removeTree(temporary)
-      throw failure
+      throw PEFTError(.fileAccess, "is a file, a folder was to be written", at: target)
     }
-    guard rename(temporary, target) == 0 else {
+    // Once the two have changed places, the temporary name holds the old content.
+    guard
+      exchange(temporary, target) || rename(temporary, target) == 0
+        || replaceInTwoSteps(temporary, target)
+    else {
       let failure = systemError("cannot create", target)
-      if replaces { rename(old, target) }
       removeTree(temporary)
       throw failure
     }
     syncParent(of: target)
-    if replaces { removeTree(old) }
+    removeTree(temporary)
+  }
+
+  /// The way of file systems that cannot exchange names: moves the old folder aside first.
+  private static func replaceInTwoSteps(_ temporary: String, _ target: String) -> Bool {
+    let old = "\(target).old-\(getpid())"
+    guard rename(target, old) == 0 else { return false }
+    guard rename(temporary, target) == 0 else {
+      let number = errno
+      rename(old, target)
+      errno = number
+      return false
+    }
+    removeTree(old)
+    return true
+  }
+
+  /// Lets two folders change names in one step, so that a kill at any moment leaves one of them
+  /// complete under each name; `false` when either is absent or the file system cannot do it.
+  private static func exchange(_ a: String, _ b: String) -> Bool {
+    #if canImport(Darwin)
+      return renamex_np(a, b, UInt32(RENAME_SWAP)) == 0
+    #else
+      // The overlay does not show this GNU function, nor RENAME_EXCHANGE, which is 2.
+      typealias Rename2 =
+        @convention(c) (
+          Int32, UnsafePointer<CChar>, Int32, UnsafePointer<CChar>, UInt32
+        ) -> Int32
+      guard let symbol = dlsym(nil, "renameat2") else { return false }
+      return unsafeBitCast(symbol, to: Rename2.self)(AT_FDCWD, a, AT_FDCWD, b, 2) == 0
+    #endif
   }
 
   /// Removes a file or folder with all in it; absent is fine.
   public static func removeTree(_ path: String) {
-    if isDirectory(path), let names = try? list(path) {
+    // A link to a folder is removed itself; what it leads to is not ours.
+    var status = stat()
+    let isFolder = lstat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFDIR
+    if isFolder, let names = try? list(path) {
       for name in names { removeTree(join(path, name)) }
       rmdir(path)
     } else {
@@ -185,11 +223,39 @@ public enum FileSystem {
 
   private static func syncParent(of path: String) {
     let parent = path.lastIndex(of: "/").map { String(path[..<$0]) } ?? "."
-    let descriptor = open(parent.isEmpty ? "/" : parent, O_RDONLY | O_CLOEXEC)
+    syncFolder(parent.isEmpty ? "/" : parent)
+  }
+
+  private static func syncFolder(_ path: String) {
+    let descriptor = open(path, O_RDONLY | O_CLOEXEC)
     if descriptor >= 0 {
       fsync(descriptor)
       close(descriptor)
     }
+  }
+}
+
+/// The system's `read`, whose name the functions above hide.
+private func readSome(
+  _ descriptor: Int32, _ buffer: UnsafeMutableRawPointer, _ count: Int
+) -> Int {
+  read(descriptor, buffer, min(count, largestTransfer))
+}
+
+/// The system's `write`, whose name the methods below hide.
+private func writeSome(_ descriptor: Int32, _ buffer: UnsafeRawPointer, _ count: Int) -> Int {
+  write(descriptor, buffer, min(count, largestTransfer))
+}
+
+/// Darwin refuses more than 2 GiB in one call.
+private let largestTransfer = 1 << 30
+
+extension PEFTError {
+  /// The same error where the user knows the place by another path than the one in use.
+  fileprivate func relocated(from temporary: String, to path: String) -> PEFTError {
+    guard let location, location.hasPrefix(temporary) else { return self }
+    return PEFTError(
+      code, message, at: path + location.dropFirst(temporary.count), remedy: remedy)
   }
 }
 
@@ -218,10 +284,20 @@ public struct OutputFile: ~Copyable {
     try bytes.withUnsafeBytes { (buffer) throws(PEFTError) in try write(buffer) }
   }
 
+  /// Appends bytes, all or none: when the disk is full, the file is cut back to what it was.
+  public borrowing func append(_ bytes: [UInt8]) throws(PEFTError) {
+    var status = stat()
+    let isKnown = fstat(descriptor, &status) == 0
+    do { try write(bytes) } catch {
+      if isKnown { ftruncate(descriptor, status.st_size) }
+      throw error
+    }
+  }
+
   private borrowing func write(_ buffer: UnsafeRawBufferPointer) throws(PEFTError) {
     var done = 0
     while done < buffer.count {
-      let count = Glibc.write(descriptor, buffer.baseAddress! + done, buffer.count - done)
+      let count = writeSome(descriptor, buffer.baseAddress! + done, buffer.count - done)
       if count < 0 {
         if errno == EINTR { continue }
         throw FileSystem.systemError("cannot write", path)

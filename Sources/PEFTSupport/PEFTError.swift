@@ -7,6 +7,7 @@
 public struct PEFTError: Error, Sendable {
   /// The kind of a failure, for programs that act on it.
   public struct Code: Hashable, Sendable, CustomStringConvertible {
+    /// The text for messages.
     public let description: String
 
     /// Creates a code; third parties should prefix theirs with their module name.
@@ -42,9 +43,13 @@ public struct PEFTError: Error, Sendable {
     public static let numericalFailure = Code("numericalFailure")
   }
 
+  /// The kind of the failure.
   public let code: Code
+  /// What was expected and what was found.
   public let message: String
+  /// The file, key, flag or module concerned.
   public let location: String?
+  /// What to do about it.
   public let remedy: String?
 
   /// Creates an error.
@@ -68,6 +73,7 @@ public struct PEFTError: Error, Sendable {
 }
 
 extension PEFTError: CustomStringConvertible {
+  /// The text for messages.
   public var description: String {
     var text = location.map { "\($0): \(message)" } ?? message
     if let remedy {

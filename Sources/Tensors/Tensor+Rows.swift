@@ -24,6 +24,30 @@ extension Tensor {
   /// The given rows in order, `[ids.count, columns]`; gradients flow back to them.
   public func selectRows(_ ids: [Int32]) -> Tensor { gather(self, rows: ids) }
 
+  /// Overwrites the rows `ids`, which differ, with those of another tensor, in place where the
+  /// memory is not shared; gradients flow to both.
+  ///
+  /// - Parameters:
+  ///   - ids: Rows of this tensor.
+  ///   - other: `[ids.count, columns]`.
+  public mutating func replaceRows(_ ids: [Int32], with other: Tensor) {
+    precondition(other.columns == columns && other.rows == ids.count)
+    let nodes = [node, other.node]
+    let values = other.detached
+    self = detached
+    for (place, id) in ids.enumerated() {
+      copyRows(of: values.rowRange(place..<place + 1), at: Int(id))
+    }
+    self = recorded(fromNodes: nodes) { gradient, sink in
+      if sink.needs(1) { sink.add(gradient.selectRows(ids), to: 1) }
+      if sink.needs(0) {
+        let zeros = Tensor.zeros([1, gradient.columns])
+        for id in ids { gradient.copyRows(of: zeros, at: Int(id)) }
+        sink.add(gradient, to: 0)
+      }
+    }
+  }
+
   /// Tensors with equal columns, one below the other, without a graph.
   public static func stackingRows(_ tensors: [Tensor]) -> Tensor {
     let columns = tensors.first?.columns ?? 0

@@ -130,6 +130,7 @@ public struct Tensor: Sendable {
 }
 
 extension Tensor: CustomStringConvertible {
+  /// The text for messages.
   public var description: String {
     let shown = count > 8 ? Array(scalars.prefix(8)) : scalars
     let dots = count > 8 ? ", …" : ""

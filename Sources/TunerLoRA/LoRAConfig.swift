@@ -11,6 +11,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
   public var alpha: Double
   /// Probability of dropout on the input of A, in training.
   public var dropout: Double
+  /// Which modules are adapted.
   public var targets: TargetSelection
   /// Ranks of modules that differ from ``rank``.
   public var rankPattern: SuffixPatterns
@@ -18,11 +19,15 @@ public struct LoRAConfig: TunerConfig, Equatable {
   public var alphaPattern: SuffixPatterns
   /// Rank-stabilised scaling: alpha/√r instead of alpha/r.
   public var usesRSLoRA: Bool
+  /// Modules that are trained and saved in full.
   public var modulesToSave: [String]
   /// How A and B begin.
   public var initialization: Initialization
+  /// What the adapter is for; `nil` when it is for no task in particular.
   public var taskType: String?
+  /// The base model's name or path.
   public var baseModel: String?
+  /// Members of the file that have no property here; they are written back.
   public var unknownKeys: JSONObject
 
   /// How A and B begin, `init_lora_weights`.
@@ -65,6 +70,9 @@ public struct LoRAConfig: TunerConfig, Equatable {
     "fan_in_fan_out",
   ]
 
+  /// Reads the members of a config file.
+  ///
+  /// - Throws: ``PEFTError`` `invalidConfiguration` or `unsupported`, naming the key.
   public init(_ object: JSONObject) throws(PEFTError) {
     var reader = ConfigReader(object)
     _ = reader.value("peft_type")
@@ -88,6 +96,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
     try validate()
   }
 
+  /// The members of the config file.
   public var object: JSONObject {
     var members: [(String, JSONValue)] = [
       ("peft_type", "LORA"),
@@ -131,15 +140,20 @@ public struct LoRAConfig: TunerConfig, Equatable {
     return rank
   }
 
-  private func validate() throws(PEFTError) {
+  /// Checks rank, dropout and alpha.
+  ///
+  /// - Throws: ``PEFTError`` `invalidConfiguration`, naming the key.
+  public func validate() throws(PEFTError) {
     if rank <= 0 { throw Self.invalidRank(Double(rank)) }
     if !(0..<1).contains(dropout) {
       throw PEFTError(
-        .invalidConfiguration, "'lora_dropout' is \(dropout), a number from 0 to below 1 was "
+        .invalidConfiguration,
+        "'lora_dropout' is \(dropout), a number from 0 to below 1 was "
           + "expected")
     }
     if !alpha.isFinite {
-      throw PEFTError(.invalidConfiguration, "'lora_alpha' is \(alpha), a finite number was expected")
+      throw PEFTError(
+        .invalidConfiguration, "'lora_alpha' is \(alpha), a finite number was expected")
     }
   }
 

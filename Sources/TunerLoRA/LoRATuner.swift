@@ -1,20 +1,20 @@
 import PEFTCore
-import PEFTSupport
 
 /// Low-rank adaptation (Hu et al., arXiv 2106.09685): W + s·B·A with s = alpha/r.
 public enum LoRATuner: Tuner {
+  /// The settings of the method.
   public typealias Config = LoRAConfig
 
+  /// The method's name, `peft_type` in config files.
   public static let peftType = "LORA"
+  /// The class name that peft prints around the base model.
   public static let modelTypeName = "LoraModel"
+  /// What makes layers, in order; the first that returns one wins.
   public static let dispatchers: [any Dispatcher] = [
     LoRALinearDispatcher(), LoRAEmbeddingDispatcher(),
   ]
 
-  public static func accepts(_ config: JSONObject) -> Bool {
-    config["peft_type"]?.string == peftType
-  }
-
+  /// The targets for a model type when the config names none.
   public static func defaultTargets(modelType: String) -> TargetModules? {
     defaultTargetTable[modelType]
   }

@@ -2,7 +2,7 @@
 """Remakes every golden in this folder with transformers, peft and torch (see requirements.txt).
 
 Usage: python make_goldens.py [NAME ...]   where NAME is a case (bert, llama, ...) or one of
-optimisers, targets, inspect; without names, everything is made.
+optimisers, targets, inspect, rotary; without names, everything is made.
 
 Everything is seeded, one thread, float32, on the CPU: a second run on the same machine gives the
 same files. README.md describes what is in them.
@@ -25,7 +25,7 @@ sys.path.insert(0, str(HERE))
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from generator import inspection, models, optimisers, targets  # noqa: E402
+from generator import inspection, models, optimisers, rotary, targets  # noqa: E402
 
 
 def main() -> None:
@@ -40,6 +40,7 @@ def main() -> None:
         "optimisers": optimisers.make,
         "targets": targets.make,
         "inspect": inspection.make,
+        "rotary": rotary.make,
     }
     names = sys.argv[1:] or list(jobs)
     unknown = [name for name in names if name not in jobs]

@@ -79,8 +79,10 @@ struct GoldenCase {
   /// The pair that is active together; peft refuses two adapters that both hold a classifier.
   var two: [String] { name == "bert" ? ["a", "c"] : ["a", "b"] }
 
-  func loadModel() throws -> PeftModel {
-    let loaded = try ModelLoader.load(folder("model"))
+  func loadModel(
+    head: ModelHead? = nil, options: ModelOptions = ModelOptions()
+  ) throws -> PeftModel {
+    let loaded = try ModelLoader.load(folder("model"), head: head, options: options)
     var registry = TunerRegistry()
     registry.register(LoRATuner.self)
     return PeftModel(
@@ -94,8 +96,11 @@ struct GoldenCase {
     try PaddedBatch(file, prefix: prefix)
   }
 
-  func output(_ peft: PeftModel, _ batch: PaddedBatch) -> Tensor {
-    let context = ForwardContext(batch.packed.layout)
+  func output(
+    _ peft: PeftModel, _ batch: PaddedBatch, _ change: (inout ForwardContext) -> Void = { _ in }
+  ) -> Tensor {
+    var context = ForwardContext(batch.packed.layout)
+    change(&context)
     switch peft.base {
     case let model as any SequenceClassifier: return model.logits(batch.packed, context)
     case let model as any CausalLanguageModel: return model.logits(batch.packed, context)
@@ -105,10 +110,15 @@ struct GoldenCase {
   }
 
   func loss(
-    _ peft: PeftModel, _ file: SafetensorsFile, prefix: String = ""
+    _ peft: PeftModel, _ file: SafetensorsFile, prefix: String = "", recomputing: Bool = false
   ) throws -> Tensor {
     let batch = try batch(file, prefix: prefix)
-    return try crossEntropy(output(peft, batch), labels: batch.packedLabels)
+    let logits = output(peft, batch) { context in
+      context.recomputesBlocks = recomputing
+      // Blocks are recomputed in training only; these models have no dropout.
+      if recomputing { context.dropoutSeed = 1 }
+    }
+    return try crossEntropy(logits, labels: batch.packedLabels)
   }
 
   /// Compares outputs, and losses where there are labels, with what peft gave.
@@ -121,7 +131,8 @@ struct GoldenCase {
     let kind = peft.base is any SequenceClassifier || peft.base is any CausalLanguageModel
     let key = kind ? "logits.\(suffix)" : "last_hidden_state.\(suffix)"
     let wanted = try expected.tensor(key)
-    let rows = wanted.shape.count == 3
+    let rows =
+      wanted.shape.count == 3
       ? Tensor(shape: [wanted.rows, wanted.columns], slice: wanted.slice)
         .selectRows(batch.visiblePlaces) : wanted
     let error = relativeError(output, rows)
@@ -147,7 +158,8 @@ struct PaddedBatch {
   init(_ file: SafetensorsFile, prefix: String) throws {
     let (shape, ids) = try file.integers(prefix + "input_ids")
     let (_, mask) = try file.integers(prefix + "attention_mask")
-    let types = file[prefix + "token_type_ids"] == nil
+    let types =
+      file[prefix + "token_type_ids"] == nil
       ? nil : try file.integers(prefix + "token_type_ids").values
     let labels = try file.integers(prefix + "labels")
     var sequences: [[Int32]] = []

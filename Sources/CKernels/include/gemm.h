@@ -22,6 +22,24 @@ bool pk_sgemm(pk_gemm_backend backend, bool ta, bool tb, size_t m, size_t n, siz
 bool pk_gemm_bf16(bool ta, bool tb, size_t m, size_t n, size_t k, const uint16_t *a, size_t lda, const uint16_t *b, size_t ldb,
                   bool accumulate, float *c, size_t ldc);
 
+typedef enum { PK_F32 = 0, PK_BF16 = 1, PK_F16 = 2 } pk_format;
+
+enum { PK_GEMM_KC = 512, PK_GEMM_MC = 256 };
+
+/// C[m,n] = alpha op(A)[m,k] op(B)[k,n] + beta C, with B in f32, bf16 or f16; all extents positive.
+typedef struct {
+  const float *a;
+  const void *b;
+  float *c;
+  size_t m, n, k, lda, ldb, ldc;
+  float alpha, beta;
+  bool ta, tb;
+  pk_format format;
+} pk_gemm_task;
+
+/// The floats of scratch that pk_gemm needs.
+enum { PK_GEMM_SCRATCH = PK_GEMM_KC * (PK_GEMM_MC + 32) };
+
 #pragma clang assume_nonnull end
 
 #endif

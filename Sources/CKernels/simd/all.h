@@ -9,5 +9,8 @@
 #include "norms.h"
 #include "random.h"
 #include "gemv.h"
+#include "transpose.h"
+#include "gemm_micro.h"
+#include "gemm.h"
 #include "attention.h"
 // clang-format on

@@ -62,9 +62,9 @@ BINARY(multiply_add)
 
 #define BODY_swiglu_backward(L, S)                    \
   vf g = L(gate), u = L(up), d = L(dy);               \
-  vf s = vsigmoid(g);                                 \
+  vf c, s = vsigmoid_pair(g, &c);                     \
   S(dup, d * g * s);                                  \
-  S(dgate, d * u * (s * (1.0f + g * (1.0f - s))));
+  S(dgate, d * u * (s * (1.0f + g * c)));
 static void K(swiglu_backward)(const float *gate, const float *up, const float *dy, float *dgate, float *dup, size_t n) {
   ELEMENTWISE(BODY_swiglu_backward)
 }

@@ -29,6 +29,15 @@ ALWAYS vf vexp(vf x) {
 
 ALWAYS vf vsigmoid(vf x) { return 1.0f / (1.0f + vexp(-x)); }
 
+// sigmoid(x), and 1 - sigmoid(x) without cancellation. Below -80 both stay as there, so that no product is
+// infinity times zero.
+ALWAYS vf vsigmoid_pair(vf x, vf *complement) {
+  vf e = vexp(-vmax(splat(-80.0f), x));
+  vf s = 1.0f / (1.0f + e);
+  *complement = e * s;
+  return s;
+}
+
 ALWAYS vf vtanh(vf x) {
   vf a = vabs(x), s = x * x;
   vf t = s * -0.00565706f + 0.02059874f;
@@ -72,13 +81,13 @@ ALWAYS vf vgelu_tanh(vf x) {
 }
 
 ALWAYS vf vgelu_tanh_slope(vf x) {
-  vf s = vsigmoid(x * (1.59576912f + 0.0713548163f * x * x));
-  return s + x * s * (1.0f - s) * (1.59576912f + 0.214064449f * x * x);
+  vf c, s = vsigmoid_pair(x * (1.59576912f + 0.0713548163f * x * x), &c);
+  return s + x * s * c * (1.59576912f + 0.214064449f * x * x);
 }
 
 ALWAYS vf vsilu(vf x) { return x * vsigmoid(x); }
 
 ALWAYS vf vsilu_slope(vf x) {
-  vf s = vsigmoid(x);
-  return s * (1.0f + x * (1.0f - s));
+  vf c, s = vsigmoid_pair(x, &c);
+  return s * (1.0f + x * c);
 }

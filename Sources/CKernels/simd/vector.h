@@ -33,7 +33,8 @@ typedef vs vs_any __attribute__((aligned(1), may_alias));
 
 ALWAYS vf load(const float *p) { return *(const vf_any *)p; }
 ALWAYS void store(float *p, vf v) { *(vf_any *)p = v; }
-ALWAYS vf splat(float x) { return (vf){} + x; }
+// Subtracting zero keeps the sign of -0.
+ALWAYS vf splat(float x) { return x - (vf){}; }
 ALWAYS vi splati(int32_t x) { return (vi){} + x; }
 ALWAYS vu splatu(uint32_t x) { return (vu){} + x; }
 ALWAYS vd widen(const float *p) { return __builtin_convertvector(*(const vh_any *)p, vd); }

@@ -37,7 +37,9 @@ struct BertShape {
     }
     self.activation = activation
     let kind = try configuration.string("position_embedding_type", default: "absolute")
-    if kind != "absolute" { throw configuration.unsupported("position_embedding_type", "'\(kind)'") }
+    if kind != "absolute" {
+      throw configuration.unsupported("position_embedding_type", "'\(kind)'")
+    }
     guard hidden % heads == 0 else {
       throw PEFTError(
         .invalidConfiguration,
@@ -49,6 +51,7 @@ struct BertShape {
 
 /// BERT (Devlin et al., arXiv 1810.04805): a bidirectional encoder with post-norm layers.
 public final class BertModel: TransformerModel {
+  /// The members of config.json that it was built from.
   public let configuration: ModelConfiguration
   let embeddings: BertEmbeddings
   let encoder: BertEncoder
@@ -64,6 +67,14 @@ public final class BertModel: TransformerModel {
     pooler = try BertPooler(shape, builder["pooler"])
   }
 
+  /// What the model can take as input.
+  public var inputLimits: InputLimits {
+    InputLimits(
+      vocabulary: embeddings.wordEmbeddings.count, positions: embeddings.positionEmbeddings.count,
+      positionsAreTable: true, tokenTypes: embeddings.tokenTypeEmbeddings.count)
+  }
+
+  /// The hidden states after the last layer, `[rows, hidden]`.
   public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
     encoder(embeddings(batch, context), firstRowsOnly: false, context)
   }
@@ -75,7 +86,9 @@ public final class BertModel: TransformerModel {
     return pooler.map { $0(first, context) } ?? first
   }
 
+  /// The class name that PyTorch prints.
   public var typeName: String { "BertModel" }
+  /// The parts, with their attribute names.
   public var children: [(name: String, module: any Module)] {
     [("embeddings", embeddings), ("encoder", encoder)]
       + (pooler.map { [("pooler", $0)] } ?? [])
@@ -84,6 +97,7 @@ public final class BertModel: TransformerModel {
 
 /// BERT with a classifier on the pooled state.
 public final class BertForSequenceClassification: SequenceClassifier {
+  /// The members of config.json that it was built from.
   public let configuration: ModelConfiguration
   let bert: BertModel
   let dropout: Dropout
@@ -98,15 +112,24 @@ public final class BertForSequenceClassification: SequenceClassifier {
     classifier = try builder.linear("classifier", shape.hidden, labels, bias: true)
   }
 
+  /// What the model can take as input.
+  public var inputLimits: InputLimits { bert.inputLimits }
+  /// Whether the classifier reads the last token's state instead of the first's.
+  public var readsLastToken: Bool { false }
+
+  /// The hidden states after the last layer, `[rows, hidden]`.
   public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
     bert.lastHiddenState(batch, context)
   }
 
+  /// The logits of a batch.
   public func logits(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
     classifier(dropout(bert.pooled(batch, context), context), context)
   }
 
+  /// The class name that PyTorch prints.
   public var typeName: String { "BertForSequenceClassification" }
+  /// The parts, with their attribute names.
   public var children: [(name: String, module: any Module)] {
     [("bert", bert), ("dropout", dropout), ("classifier", classifier)]
   }

@@ -5,6 +5,7 @@ import Tensors
 /// Llama (Touvron et al., arXiv 2302.13971) and Qwen2: a decoder with RMS norms, rotary positions,
 /// grouped-query attention and SwiGLU.
 public final class LlamaModel: TransformerModel {
+  /// The members of config.json that it was built from.
   public let configuration: ModelConfiguration
   let embedTokens: Embedding
   let layers: ModuleList<LlamaDecoderLayer>
@@ -28,6 +29,13 @@ public final class LlamaModel: TransformerModel {
       "norm", shape.hidden, epsilon: shape.epsilon, typeName: "\(shape.family)RMSNorm")
   }
 
+  /// What the model can take as input.
+  public var inputLimits: InputLimits {
+    InputLimits(
+      vocabulary: embedTokens.count, positions: shape.positions, positionsAreTable: false)
+  }
+
+  /// The hidden states after the last layer, `[rows, hidden]`.
   public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
     let positions = shape.rotary(batch.layout.positions)
     var x = embedTokens(batch.tokenIDs, context)
@@ -42,7 +50,9 @@ public final class LlamaModel: TransformerModel {
     return norm(x, context)
   }
 
+  /// The class name that PyTorch prints.
   public var typeName: String { "\(shape.family)Model" }
+  /// The parts, with their attribute names.
   public var children: [(name: String, module: any Module)] {
     [
       ("embed_tokens", embedTokens), ("layers", layers), ("norm", norm),
@@ -53,6 +63,7 @@ public final class LlamaModel: TransformerModel {
 
 /// Llama or Qwen2 with its output head, tied to the embedding or not.
 public final class LlamaForCausalLM: CausalLanguageModel {
+  /// The members of config.json that it was built from.
   public let configuration: ModelConfiguration
   let model: LlamaModel
   let lmHead: Linear
@@ -73,15 +84,27 @@ public final class LlamaForCausalLM: CausalLanguageModel {
     }
   }
 
+  /// What the model can take as input.
+  public var inputLimits: InputLimits { model.inputLimits }
+
+  /// An empty cache of keys and values for generation.
+  public func makeCache(sequences: Int, capacity: Int) -> KeyValueCache {
+    KeyValueCache(layers: model.layers.elements.count, sequences: sequences, capacity: capacity)
+  }
+
+  /// The hidden states after the last layer, `[rows, hidden]`.
   public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
     model.lastHiddenState(batch, context)
   }
 
+  /// The logits of rows of hidden states, `[rows, vocabulary]`.
   public func logits(fromHidden hidden: Tensor, _ context: ForwardContext) -> Tensor {
     lmHead(hidden, context)
   }
 
+  /// The class name that PyTorch prints.
   public var typeName: String { "\(family)ForCausalLM" }
+  /// The parts, with their attribute names.
   public var children: [(name: String, module: any Module)] {
     [("model", model), ("lm_head", lmHead)]
   }
@@ -89,6 +112,7 @@ public final class LlamaForCausalLM: CausalLanguageModel {
 
 /// Llama or Qwen2 with a classifier on the last token's hidden state, as transformers has it.
 public final class LlamaForSequenceClassification: SequenceClassifier {
+  /// The members of config.json that it was built from.
   public let configuration: ModelConfiguration
   let model: LlamaModel
   let score: Linear
@@ -103,15 +127,24 @@ public final class LlamaForSequenceClassification: SequenceClassifier {
     score = try builder.linear("score", shape.hidden, labels, bias: false)
   }
 
+  /// What the model can take as input.
+  public var inputLimits: InputLimits { model.inputLimits }
+  /// Whether the classifier reads the last token's state instead of the first's.
+  public var readsLastToken: Bool { true }
+
+  /// The hidden states after the last layer, `[rows, hidden]`.
   public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
     model.lastHiddenState(batch, context)
   }
 
+  /// The logits of a batch.
   public func logits(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
     score(lastHiddenState(batch, context).selectRows(batch.layout.lastRows), context)
   }
 
+  /// The class name that PyTorch prints.
   public var typeName: String { "\(family)ForSequenceClassification" }
+  /// The parts, with their attribute names.
   public var children: [(name: String, module: any Module)] {
     [("model", model), ("score", score)]
   }

@@ -63,7 +63,8 @@ extension RotaryTable {
   /// The table that `rope_theta` and `rope_scaling` (since transformers 5 `rope_parameters`) ask
   /// for: types default, linear and llama3.
   init(_ configuration: ModelConfiguration, headDim: Int) throws(PEFTError) {
-    let key = configuration.object["rope_parameters"]?.object == nil
+    let key =
+      configuration.object["rope_parameters"]?.object == nil
       ? "rope_scaling" : "rope_parameters"
     let parameters = configuration.object[key]?.object ?? JSONObject()
     let scaling = ModelConfiguration(parameters, path: "\(configuration.path), '\(key)'")

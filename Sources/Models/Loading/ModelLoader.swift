@@ -52,7 +52,8 @@ public enum ModelLoader {
     if !options.randomWeights {
       checkpoint = CheckpointSource(
         try ModelWeights(folder: folder), precision: options.precision,
-        basePrefix: family.basePrefix, randomPrefixes: ["classifier", "score", "bert.pooler", "pooler"],
+        basePrefix: family.basePrefix,
+        randomPrefixes: ["classifier", "score", "bert.pooler", "pooler"],
         fallback: random)
     }
     let source: any ParameterSource = checkpoint ?? random
@@ -60,6 +61,33 @@ public enum ModelLoader {
     return LoadedModel(
       model: model, head: head, folder: folder, newParameters: checkpoint?.initialized ?? [],
       outputHeads: family.outputHeads(head))
+  }
+
+  /// Builds a model from config.json alone, without values: for printing and counting.
+  ///
+  /// Takes no time and no memory, however large the model. It must not be run.
+  ///
+  /// - Parameters:
+  ///   - folder: The folder.
+  ///   - head: The head; `nil` takes the one that `architectures` names.
+  /// - Throws: ``PEFTError``: a missing or malformed config.json, or an unknown model type.
+  public static func describe(
+    _ folder: String, head: ModelHead? = nil
+  ) throws(PEFTError) -> LoadedModel {
+    let configuration = try ModelConfiguration(folder: folder)
+    let family = try family(configuration)
+    let head = if let head { head } else { try defaultHead(configuration) }
+    let model = try family.build(configuration, head, ModuleBuilder(ShapeSource()))
+    return LoadedModel(
+      model: model, head: head, folder: folder, newParameters: [],
+      outputHeads: family.outputHeads(head))
+  }
+
+  /// The attribute under which a model with a head holds its base: "bert", "model".
+  ///
+  /// - Throws: ``PEFTError`` for an unknown model type.
+  public static func basePrefix(_ configuration: ModelConfiguration) throws(PEFTError) -> String {
+    try family(configuration).basePrefix
   }
 
   private static func family(_ configuration: ModelConfiguration) throws(PEFTError) -> ModelFamily {
@@ -73,7 +101,10 @@ public enum ModelLoader {
     return family
   }
 
-  private static func defaultHead(
+  /// The head that config.json's `architectures` name.
+  ///
+  /// - Throws: ``PEFTError`` when the number of labels is malformed.
+  public static func defaultHead(
     _ configuration: ModelConfiguration
   ) throws(PEFTError) -> ModelHead {
     for name in configuration.architectures {

@@ -42,8 +42,10 @@ public final class CheckpointSource: ParameterSource {
     randomNames = randomPrefixes
   }
 
+  /// Whether there is anything under the name.
   public func contains(_ name: String) -> Bool { resolve(name) != nil }
 
+  /// A matrix `[rows, columns]`.
   public func matrix(
     _ name: String, rows: Int, columns: Int
   ) throws(PEFTError) -> any WeightMatrix {
@@ -63,6 +65,7 @@ public final class CheckpointSource: ParameterSource {
     }
   }
 
+  /// A vector of `count` elements.
   public func vector(_ name: String, count: Int, initial: Float) throws(PEFTError) -> Tensor {
     guard let stored = resolve(name) else {
       return try missing(name) { (source) throws(PEFTError) in
@@ -132,8 +135,10 @@ public final class RandomSource: ParameterSource {
     self.precision = precision
   }
 
+  /// Whether there is anything under the name.
   public func contains(_ name: String) -> Bool { true }
 
+  /// A matrix `[rows, columns]`.
   public func matrix(
     _ name: String, rows: Int, columns: Int
   ) throws(PEFTError) -> any WeightMatrix {
@@ -146,6 +151,7 @@ public final class RandomSource: ParameterSource {
     }
   }
 
+  /// A vector of `count` elements.
   public func vector(_ name: String, count: Int, initial: Float) throws(PEFTError) -> Tensor {
     Tensor(repeating: initial, shape: [count])
   }

@@ -23,6 +23,8 @@ public final class Dropout: Module {
     probability > 0 ? context.dropoutKey(site) : nil
   }
 
+  /// The class name that PyTorch prints.
   public var typeName: String { "Dropout" }
+  /// What PyTorch prints between the parentheses.
   public var attributes: String { "p=\(pythonNumber(probability)), inplace=False" }
 }

@@ -2,7 +2,9 @@ import Tensors
 
 /// A table of rows that token ids look up: ids to `[ids.count, width]`.
 public final class Embedding: AdapterHost {
+  /// The weight and bias.
   public var parameters: HostParameters
+  /// What the layer's slot holds.
   public var adapters: (any HostAdapters)?
   /// Number of rows.
   public let count: Int
@@ -19,7 +21,9 @@ public final class Embedding: AdapterHost {
     self.paddingIndex = paddingIndex
   }
 
+  /// Width of the input.
   public var inputFeatures: Int { count }
+  /// Width of the output.
   public var outputFeatures: Int { width }
 
   /// Looks rows up, adapters included.
@@ -29,6 +33,7 @@ public final class Embedding: AdapterHost {
     forward(.tokenIDs(ids), context)
   }
 
+  /// The layer's function with given parameters and without adapters.
   public func base(_ input: HostInput, _ parameters: HostParameters) -> Tensor {
     guard case .tokenIDs(let ids) = input else {
       preconditionFailure("an embedding takes token ids, not features")
@@ -39,7 +44,9 @@ public final class Embedding: AdapterHost {
     }
   }
 
+  /// The class name that PyTorch prints.
   public var typeName: String { "Embedding" }
+  /// What PyTorch prints between the parentheses.
   public var attributes: String {
     "\(count), \(width)" + (paddingIndex.map { ", padding_idx=\($0)" } ?? "")
   }

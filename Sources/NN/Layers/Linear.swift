@@ -2,9 +2,13 @@ import Tensors
 
 /// A linear layer: x·Wᵀ + b, `[…, inputFeatures]` to `[…, outputFeatures]`.
 public final class Linear: AdapterHost {
+  /// The weight and bias.
   public var parameters: HostParameters
+  /// What the layer's slot holds.
   public var adapters: (any HostAdapters)?
+  /// Width of the input.
   public let inputFeatures: Int
+  /// Width of the output.
   public let outputFeatures: Int
 
   /// Creates a layer; the weight is `[outputFeatures, inputFeatures]`.
@@ -19,6 +23,7 @@ public final class Linear: AdapterHost {
     forward(.features(x), context)
   }
 
+  /// The layer's function with given parameters and without adapters.
   public func base(_ input: HostInput, _ parameters: HostParameters) -> Tensor {
     guard case .features(let x) = input else {
       preconditionFailure("a linear layer takes features, not token ids")
@@ -29,7 +34,9 @@ public final class Linear: AdapterHost {
     }
   }
 
+  /// The class name that PyTorch prints.
   public var typeName: String { "Linear" }
+  /// What PyTorch prints between the parentheses.
   public var attributes: String {
     let bias = parameters.bias == nil ? "False" : "True"
     return "in_features=\(inputFeatures), out_features=\(outputFeatures), bias=\(bias)"

@@ -2,7 +2,9 @@ import Tensors
 
 /// Layer normalisation with weight and bias.
 public final class LayerNorm: AdapterHost {
+  /// The weight and bias.
   public var parameters: HostParameters
+  /// What the layer's slot holds.
   public var adapters: (any HostAdapters)?
   /// Width of a row.
   public let width: Int
@@ -16,7 +18,9 @@ public final class LayerNorm: AdapterHost {
     self.epsilon = epsilon
   }
 
+  /// Width of the input.
   public var inputFeatures: Int { width }
+  /// Width of the output.
   public var outputFeatures: Int { width }
 
   /// Normalises x + residual.
@@ -27,6 +31,7 @@ public final class LayerNorm: AdapterHost {
     return forward(.features(residual.map { x + $0 } ?? x), context)
   }
 
+  /// The layer's function with given parameters and without adapters.
   public func base(_ input: HostInput, _ parameters: HostParameters) -> Tensor {
     guard case .features(let x) = input else {
       preconditionFailure("a norm takes features, not token ids")
@@ -44,7 +49,9 @@ public final class LayerNorm: AdapterHost {
       x, residual: residual, weight: weight.tensor, bias: bias.tensor, epsilon: Float(epsilon))
   }
 
+  /// The class name that PyTorch prints.
   public var typeName: String { "LayerNorm" }
+  /// What PyTorch prints between the parentheses.
   public var attributes: String {
     "(\(width),), eps=\(pythonNumber(epsilon)), elementwise_affine=True, bias=True"
   }
@@ -52,12 +59,15 @@ public final class LayerNorm: AdapterHost {
 
 /// Root-mean-square normalisation with weight.
 public final class RMSNorm: AdapterHost {
+  /// The weight and bias.
   public var parameters: HostParameters
+  /// What the layer's slot holds.
   public var adapters: (any HostAdapters)?
   /// Width of a row.
   public let width: Int
   /// ε.
   public let epsilon: Double
+  /// The class name that PyTorch prints.
   public let typeName: String
 
   /// Creates a layer; the weight is `[width]`. Each family prints its own class name.
@@ -68,7 +78,9 @@ public final class RMSNorm: AdapterHost {
     self.typeName = typeName
   }
 
+  /// Width of the input.
   public var inputFeatures: Int { width }
+  /// Width of the output.
   public var outputFeatures: Int { width }
 
   /// Normalises each row.
@@ -76,6 +88,7 @@ public final class RMSNorm: AdapterHost {
     forward(.features(x), context)
   }
 
+  /// The layer's function with given parameters and without adapters.
   public func base(_ input: HostInput, _ parameters: HostParameters) -> Tensor {
     guard case .features(let x) = input, case .parameter(let weight) = parameters.weight else {
       preconditionFailure("a norm takes features and has a weight vector")
@@ -83,6 +96,7 @@ public final class RMSNorm: AdapterHost {
     return rmsNorm(x, weight: weight.tensor, epsilon: Float(epsilon))
   }
 
+  /// What PyTorch prints between the parentheses.
   public var attributes: String { "(\(width),), eps=\(pythonNumber(epsilon))" }
 }
 

@@ -27,8 +27,11 @@ extension PeftModel {
     _ name: String, any config: any TunerConfig, seed: UInt64
   ) throws(PEFTError) -> TargetReport {
     try checkNewName(name)
+    try config.validate()
+    try config.targets.validate()
     let entry = try registry.entry(for: config.object)
     var config = config
+    try checkModulesToSave(config)
     if let task = config.taskType {
       for module in try registry.taskType(task).savedModules
       where !config.modulesToSave.contains(module) {
@@ -53,9 +56,16 @@ extension PeftModel {
     }
     records.append(
       AdapterRecord(name: name, config: config, tuner: entry.tuner, sites: sites, saved: saved))
-    if selection.active.isEmpty { selection.active = [name] }
+    if records.count == 1 { selection.active = [name] }
     updateTrainability()
     return TargetReport(matched: sites.map { hosts[$0].path }, saved: saved.map { hosts[$0].path })
+  }
+
+  /// The modules that an adapter changes, and those that it replaces.
+  public func targetReport(of name: String) throws(PEFTError) -> TargetReport {
+    let record = try record(name)
+    return TargetReport(
+      matched: record.sites.map { hosts[$0].path }, saved: record.saved.map { hosts[$0].path })
   }
 
   /// Removes an adapter; when it was the only active one, the first of the others becomes active.
@@ -76,8 +86,11 @@ extension PeftModel {
       if stack.isEmpty { host.adapters = nil }
     }
     records.removeAll { $0.name == name }
-    selection.active.removeAll { $0 == name }
-    if selection.active.isEmpty, let first = records.first { selection.active = [first.name] }
+    if selection.active == [name] {
+      selection.active = records.first.map { [$0.name] } ?? []
+    } else {
+      selection.active.removeAll { $0 == name }
+    }
     updateTrainability()
   }
 
@@ -85,10 +98,14 @@ extension PeftModel {
   ///
   /// Merged adapters are unmerged first. No names at all leaves the plain base.
   ///
-  /// - Throws: ``PEFTError`` when a name is unknown, or two of them train the same module in full.
+  /// - Throws: ``PEFTError`` when a name is unknown or repeated, or two of them train the same
+  ///   module in full.
   public func setActive(_ names: [String]) throws(PEFTError) {
     var owners: [Int: String] = [:]
-    for name in names {
+    for (place, name) in names.enumerated() {
+      if names[..<place].contains(name) {
+        throw PEFTError(.invalidAdapter, "the adapter '\(name)' is named twice")
+      }
       for place in try record(name).saved {
         if let other = owners[place] {
           throw PEFTError(
@@ -129,6 +146,21 @@ extension PeftModel {
       throw PEFTError(
         .invalidAdapter, "'\(name)' cannot be the name of an adapter",
         remedy: "Use a name that is not empty, without '.' and '/', and not '__base__'.")
+    }
+  }
+
+  /// Refuses names that no module has, unless the task merely allows for them.
+  private func checkModulesToSave(_ config: any TunerConfig) throws(PEFTError) {
+    let optional = try config.taskType.map { (name) throws(PEFTError) in
+      try registry.taskType(name).savedModules
+    }
+    for name in config.modulesToSave
+    where optional?.contains(name) != true
+      && !hosts.contains(where: { TargetMatcher.contains($0.path, name) })
+    {
+      throw PEFTError(
+        .noMatchingModule, "'modules_to_save': no module of the base model is named '\(name)'",
+        remedy: "Please check the names and try again.")
     }
   }
 
@@ -178,17 +210,18 @@ extension PeftModel {
   }
 
   private static func noMatch(_ selection: TargetSelection, excluded: Int) -> PEFTError {
-    if excluded > 0 {
-      return PEFTError(
-        .noMatchingModule,
-        "No modules were targeted for adaptation. This might be caused by a combination of "
-          + "mismatched target modules and excluded modules.")
-    }
     let targets: String
     switch selection.modules {
     case .list(let names): targets = "\(names.sorted())"
     case .regex(let pattern): targets = pattern
     case .allLinear, nil: targets = "all-linear"
+    }
+    if excluded > 0, selection.excluded != nil {
+      return PEFTError(
+        .noMatchingModule,
+        "No modules were targeted for adaptation. This might be caused by a combination of "
+          + "mismatched target modules (\(targets)) and excluded modules.",
+        remedy: "Please check 'target_modules' and 'exclude_modules'.")
     }
     var message = "Target modules \(targets) not found in the base model."
     if let layers = selection.layers {

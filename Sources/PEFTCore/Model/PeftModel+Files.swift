@@ -35,11 +35,16 @@ extension PeftModel {
 
   /// Overwrites the values of an adapter with tensors under peft's keys.
   ///
-  /// - Throws: ``PEFTError`` as ``load(_:as:strict:)``; no value is changed when it throws.
+  /// - Throws: ``PEFTError`` as ``load(_:as:strict:)``, and `invalidState` while the adapter is
+  ///   merged, as the merged weights would not follow; no value is changed when it throws.
   @discardableResult
   public func loadTensors(
     _ file: SafetensorsFile, into name: String, strict: Bool = true
   ) throws(PEFTError) -> LoadReport {
+    if mergedAdapters.contains(name) {
+      throw PEFTError(
+        .invalidState, "the adapter '\(name)' is merged", remedy: "Unmerge it first.")
+    }
     var report = LoadReport()
     var values: [(Parameter, Tensor)] = []
     var known: Set<String> = []
@@ -61,7 +66,7 @@ extension PeftModel {
     report.unexpected = file.names.filter { !known.contains($0) }
     if strict, let problem = Self.problem(report) {
       throw PEFTError(
-        .missingTensor, problem, at: file.path,
+        report.missing.isEmpty ? .unexpectedTensor : .missingTensor, problem, at: file.path,
         remedy: "The adapter was made for another base model or task, or the file is incomplete.")
     }
     for (parameter, value) in values { parameter.assign(value) }
@@ -77,7 +82,8 @@ extension PeftModel {
   ///   - adapter: The adapter; the only active one by default.
   ///   - card: Text of `README.md` after the front matter.
   ///   - extraFiles: Further files, by name, as a training run adds them.
-  /// - Throws: ``PEFTError`` when the adapter is unknown or the folder cannot be written.
+  /// - Throws: ``PEFTError`` when the adapter is unknown, when several are active and none is
+  ///   named, or when the folder cannot be written.
   public func save(
     _ path: String, adapter: String? = nil, card: String? = nil,
     extraFiles: [(name: String, text: String)] = []
@@ -94,6 +100,12 @@ extension PeftModel {
   public func write(
     into folder: String, adapter: String? = nil, card: String? = nil
   ) throws(PEFTError) {
+    if adapter == nil, selection.active.count > 1 {
+      throw PEFTError(
+        .invalidAdapter,
+        "several adapters are active: \(selection.active.joined(separator: ", "))",
+        remedy: "Name the one to save.")
+    }
     let name = adapter ?? selection.active.first ?? "default"
     let record = try record(name)
     var config = record.config.object

@@ -14,9 +14,9 @@ extension PeftModel {
   public func merge(_ names: [String]? = nil, safe: Bool = false) throws {
     let wanted = names ?? selection.active
     for name in wanted { _ = try record(name) }
-    let added = wanted.filter { !mergedAdapters.contains($0) }
-    if added.isEmpty { return }
-    let all = mergedAdapters + added
+    var all = mergedAdapters
+    for name in wanted where !all.contains(name) { all.append(name) }
+    if all.count == mergedAdapters.count { return }
     var results: [(AdapterStack, any AdapterHost, HostParameters)] = []
     for (_, host) in hosts {
       guard let stack = host.adapters as? AdapterStack,
@@ -50,7 +50,7 @@ extension PeftModel {
   /// - Throws: What ``merge(_:safe:)`` throws.
   @discardableResult
   public func mergeAndUnload(safe: Bool = false) throws -> any Module {
-    if mergedAdapters.isEmpty { try merge(safe: safe) }
+    try merge(safe: safe)
     return removeAll()
   }
 
@@ -66,6 +66,7 @@ extension PeftModel {
     }
     records = []
     selection.active = []
+    selection.isDisabled = false
     mergedAdapters = []
     return base
   }

@@ -8,6 +8,12 @@ public struct AdapterTensor {
   public let key: String
   /// The value.
   public let parameter: Parameter
+
+  /// Names a parameter.
+  public init(key: String, parameter: Parameter) {
+    self.key = key
+    self.parameter = parameter
+  }
 }
 
 extension PeftModel {

@@ -6,7 +6,7 @@ import Tensors
 ///
 /// The base is frozen. Any number of named adapters, of any registered method, live on it side
 /// by side; those that are active add their changes to its layers. Files are peft's: see
-/// ``save(_:adapter:)`` and ``load(_:as:)``.
+/// ``save(_:adapter:card:extraFiles:)`` and ``load(_:as:strict:)``.
 ///
 /// ```swift
 /// let peft = PeftModel(model, info: info, registry: .standard)
@@ -26,7 +26,7 @@ public final class PeftModel {
   let hosts: [(path: String, host: any AdapterHost)]
   let modules: [(path: String, module: any Module)]
 
-  /// Wraps a model whose layers carry no adapters yet.
+  /// Wraps a model whose layers carry no adapters yet, and freezes its parameters.
   public init(_ base: any Module, info: BaseModelInfo, registry: TunerRegistry) {
     self.base = base
     self.info = info
@@ -35,6 +35,7 @@ public final class PeftModel {
     hosts = modules.compactMap { path, module in
       (module as? any AdapterHost).map { (path, $0) }
     }
+    for (_, info) in base.namedParameters() { info.parameter?.isTrainable = false }
   }
 
   /// The names of the adapters in the order in which they were added.

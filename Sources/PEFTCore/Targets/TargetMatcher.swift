@@ -39,7 +39,7 @@ public struct TargetMatcher {
   /// Creates a matcher.
   ///
   /// - Parameters:
-  ///   - selection: With `modules` set and not `.allLinear`; ``expandAllLinear(in:taskType:)``
+  ///   - selection: With `modules` set and not `.allLinear`; ``expandAllLinear(in:outputHeads:)``
   ///     turns that into a list.
   ///   - savedModules: Modules trained in full, which are never adapted, nor is what is in them.
   /// - Throws: ``PEFTError`` for an invalid regular expression.
@@ -56,7 +56,8 @@ public struct TargetMatcher {
       patterns.append(try NamePattern(#".*?\.[^.]*\.(\d+)\."#, key: "layers_to_transform"))
     }
     for pattern in selection.layersPattern {
-      patterns.append(try NamePattern(#".*?\."# + pattern + #"\.(\d+)\."#, key: "layers_pattern"))
+      patterns.append(
+        try NamePattern(#"(?:.*?\.)?"# + pattern + #"\.(\d+)\."#, key: "layers_pattern"))
     }
     layerPatterns = patterns
     self.savedModules = savedModules
@@ -68,7 +69,7 @@ public struct TargetMatcher {
   /// Decides about a module's dotted name.
   public func outcome(_ name: String) -> Outcome {
     if excluded?.matches(name) == true { return .excluded }
-    if savedModules.contains(where: { Self.contains(name, $0) }) { return .other }
+    if savedModules.contains(where: { Self.contains(name, $0) }) { return .excluded }
     guard target.matches(name) else { return .other }
     if let layers, !target.isExact(name) {
       guard let index = layerPatterns.lazy.compactMap({ $0.index(name) }).first,

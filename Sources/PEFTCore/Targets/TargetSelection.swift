@@ -41,7 +41,14 @@ public struct TargetSelection: Sendable, Equatable {
     modules = try Self.modules("target_modules", &reader)
     excluded = try Self.modules("exclude_modules", &reader)
     layers = try reader.ints("layers_to_transform")
-    layersPattern = try reader.strings("layers_pattern") ?? []
+    layersPattern = try reader.strings("layers_pattern")?.filter { !$0.isEmpty } ?? []
+    try validate()
+  }
+
+  /// Refuses combinations that peft refuses.
+  ///
+  /// - Throws: ``PEFTError`` `invalidConfiguration`.
+  func validate() throws(PEFTError) {
     let isPattern: Bool
     switch modules {
     case .regex, .allLinear: isPattern = true

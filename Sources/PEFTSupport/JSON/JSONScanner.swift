@@ -155,32 +155,20 @@ public struct JSONScanner {
   /// Reads a number as a ``JSONValue``: `int` when it has neither fraction nor exponent and fits.
   public mutating func readNumber() throws(PEFTError) -> JSONValue {
     skipWhitespace()
-    let start = position
-    var isInteger = true
-    scan: while position < bytes.count {
-      switch bytes[position] {
-      case UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "-"): break
-      case UInt8(ascii: "."), UInt8(ascii: "e"), UInt8(ascii: "E"), UInt8(ascii: "+"):
-        isInteger = false
-      default: break scan
-      }
-      position += 1
-    }
-    let text = String(decoding: bytes[start..<position], as: UTF8.self)
-    if isInteger, let value = Int(text) { return .int(value) }
-    guard let first = text.utf8.first, first != UInt8(ascii: "+"), first != UInt8(ascii: "."),
-      let value = Double(text)
-    else {
+    guard let (end, isInteger) = endOfNumber() else {
       // Python's json module writes these three although they are not JSON.
-      for (word, value) in [
-        ("NaN", Double.nan), ("Infinity", Double.infinity), ("-Infinity", -Double.infinity),
-      ] where bytes[start...].starts(with: word.utf8) {
-        position = start + word.utf8.count
-        return .double(value)
-      }
-      position = start
+      if consumeWord("NaN") { return .double(.nan) }
+      if consumeWord("Infinity") { return .double(.infinity) }
+      if consumeWord("-Infinity") { return .double(-.infinity) }
       throw unexpected("a value")
     }
+    let text = String(decoding: bytes[position..<end], as: UTF8.self)
+    if isInteger, let value = Int(text) {
+      position = end
+      return .int(value)
+    }
+    guard let value = Double(text) else { throw unexpected("a value") }
+    position = end
     return .double(value)
   }
 
@@ -267,7 +255,7 @@ public struct JSONScanner {
   private mutating func leave() { depth -= 1 }
 
   @inline(__always)
-  private mutating func skipWhitespace() {
+  mutating func skipWhitespace() {
     if position < bytes.count, bytes[position] <= 0x20 { skipWhitespaceRun() }
   }
 
@@ -307,30 +295,6 @@ public struct JSONScanner {
     }
   }
 
-  /// Reads an integer of up to 18 digits without sign, and nothing when another form comes.
-  private mutating func readPlainInt() -> Int? {
-    skipWhitespace()
-    var value = 0
-    var place = position
-    while place < bytes.count, place - position < 18 {
-      let byte = bytes[place]
-      guard byte >= UInt8(ascii: "0"), byte <= UInt8(ascii: "9") else { break }
-      value = value * 10 + Int(byte - UInt8(ascii: "0"))
-      place += 1
-    }
-    guard place > position else { return nil }
-    if place < bytes.count {
-      switch bytes[place] {
-      case UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "."), UInt8(ascii: "e"),
-        UInt8(ascii: "E"), UInt8(ascii: "+"), UInt8(ascii: "-"):
-        return nil
-      default: break
-      }
-    }
-    position = place
-    return value
-  }
-
   private mutating func consumeWord(_ word: String) -> Bool {
     guard bytes[position...].starts(with: word.utf8) else { return false }
     position += word.utf8.count
@@ -342,47 +306,5 @@ public struct JSONScanner {
     let rest = bytes[position..<min(position + 12, bytes.count)]
     let found = String(decoding: rest, as: UTF8.self)
     return error("expected \(wanted), found '\(found)'")
-  }
-
-  private mutating func readEscape(into result: inout [UInt8]) throws(PEFTError) {
-    guard position < bytes.count else { throw error("a string that does not end") }
-    let byte = bytes[position]
-    position += 1
-    switch byte {
-    case UInt8(ascii: "\""), UInt8(ascii: "\\"), UInt8(ascii: "/"): result.append(byte)
-    case UInt8(ascii: "b"): result.append(0x08)
-    case UInt8(ascii: "f"): result.append(0x0C)
-    case UInt8(ascii: "n"): result.append(0x0A)
-    case UInt8(ascii: "r"): result.append(0x0D)
-    case UInt8(ascii: "t"): result.append(0x09)
-    case UInt8(ascii: "u"):
-      var unit = try readHexUnit()
-      if unit >= 0xD800, unit < 0xDC00, position + 1 < bytes.count,
-        bytes[position] == UInt8(ascii: "\\"), bytes[position + 1] == UInt8(ascii: "u")
-      {
-        let mark = position
-        position += 2
-        let low = try readHexUnit()
-        if low >= 0xDC00, low < 0xE000 {
-          unit = 0x10000 + (unit - 0xD800) << 10 + (low - 0xDC00)
-        } else {
-          position = mark
-        }
-      }
-      // A lone surrogate is no scalar; it becomes U+FFFD, as in most readers.
-      let scalar = Unicode.Scalar(unit) ?? "\u{FFFD}"
-      result.append(contentsOf: Array(String(scalar).utf8))
-    default:
-      position -= 1
-      throw error("an unknown escape")
-    }
-  }
-
-  private mutating func readHexUnit() throws(PEFTError) -> UInt32 {
-    guard position + 4 <= bytes.count,
-      let unit = UInt32(String(decoding: bytes[position..<position + 4], as: UTF8.self), radix: 16)
-    else { throw error("\\u without four hexadecimal digits") }
-    position += 4
-    return unit
   }
 }

@@ -85,6 +85,7 @@ public enum JSONValue: Sendable, Equatable {
 
 /// The members of a JSON object in their order; a repeated key keeps its last value, as in Python.
 public struct JSONObject: Sendable, Equatable {
+  /// The members in order.
   public private(set) var members: [(key: String, value: JSONValue)] = []
   private var index: [String: Int] = [:]
 
@@ -127,13 +128,20 @@ extension JSONValue: ExpressibleByBooleanLiteral, ExpressibleByIntegerLiteral,
   ExpressibleByFloatLiteral, ExpressibleByStringLiteral, ExpressibleByArrayLiteral,
   ExpressibleByDictionaryLiteral, ExpressibleByNilLiteral
 {
+  /// Creates a Boolean.
   public init(booleanLiteral value: Bool) { self = .bool(value) }
+  /// Creates an integer.
   public init(integerLiteral value: Int) { self = .int(value) }
+  /// Creates a number.
   public init(floatLiteral value: Double) { self = .double(value) }
+  /// Creates a string.
   public init(stringLiteral value: String) { self = .string(value) }
+  /// Creates a list.
   public init(arrayLiteral elements: JSONValue...) { self = .array(elements) }
+  /// Creates an object with its members in order.
   public init(dictionaryLiteral elements: (String, JSONValue)...) {
     self = .object(JSONObject(elements))
   }
+  /// Creates a `null`.
   public init(nilLiteral: ()) { self = .null }
 }

@@ -32,7 +32,8 @@ public struct Gradients: Sendable {
 
   /// Multiplies all of them by a number.
   public mutating func scale(by factor: Float) {
-    for id in values.keys {
+    // The keys as an array: a view of them would share the tensors, and each would be copied.
+    for id in Array(values.keys) {
       var gradient = values.removeValue(forKey: id)!
       gradient.withMutableSlice { VectorMath.scale(factor, $0.readOnly, into: $0) }
       values[id] = gradient
@@ -115,7 +116,7 @@ extension Tensor {
     let kept = Set(inputs.compactMap { $0.node.map(ObjectIdentifier.init) })
     while let node = order.popLast() {
       let key = ObjectIdentifier(node)
-      if node.inputs.isEmpty || kept.contains(key) { continue }
+      if node.isLeaf || kept.contains(key) { continue }
       guard var gradient = sink.pending.removeValue(forKey: key) else { continue }
       guard let pullback = node.takePullback() else {
         preconditionFailure("backward was called twice on one graph")

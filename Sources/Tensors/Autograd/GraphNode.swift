@@ -7,17 +7,21 @@ import Synchronization
 final class GraphNode: Sendable {
   /// The nodes of the inputs; `nil` where an input needs no gradient.
   let inputs: [GraphNode?]
+  /// Whether gradients end here, at a parameter.
+  let isLeaf: Bool
   private let pullback: Mutex<Pullback?>
 
   /// A node for the result of an operation.
   init(inputs: [GraphNode?], pullback: @escaping Pullback) {
     self.inputs = inputs
+    isLeaf = false
     self.pullback = Mutex(pullback)
   }
 
   /// The leaf of a parameter, where gradients end.
   init() {
     inputs = []
+    isLeaf = true
     pullback = Mutex(nil)
   }
 
@@ -61,9 +65,19 @@ extension Tensor {
   ///   - inputs: The tensors that the value depends on, in the order of the sink's positions.
   ///   - pullback: Gradient of the result to gradients of the inputs.
   public func recorded(from inputs: [Tensor], pullback: @escaping Pullback) -> Tensor {
-    guard inputs.contains(where: { $0.node != nil }) else { return self }
+    recorded(fromNodes: inputs.map(\.node), pullback: pullback)
+  }
+
+  /// The same for inputs whose values are gone, since the result was written over one of them.
+  func recorded(fromNodes nodes: [GraphNode?], pullback: @escaping Pullback) -> Tensor {
+    guard nodes.contains(where: { $0 != nil }), GradientMode.isRecording else { return detached }
     return Tensor(
       shape: shape, storage: storage, offset: offset,
-      node: GraphNode(inputs: inputs.map(\.node), pullback: pullback))
+      node: GraphNode(inputs: nodes, pullback: pullback))
+  }
+
+  /// The values alone; unlike ``detached`` it takes over the memory, so that it can be unshared.
+  consuming func withoutGraph() -> Tensor {
+    Tensor(shape: shape, storage: storage, offset: offset, node: nil)
   }
 }

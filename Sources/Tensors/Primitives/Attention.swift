@@ -61,14 +61,14 @@ public func attention(
 public func rotary(_ x: consuming Tensor, cosines: Tensor, sines: Tensor, headDim: Int) -> Tensor {
   let (tokens, heads) = (x.rows, x.columns / headDim)
   precondition(cosines.shape == [tokens, headDim / 2] && sines.shape == cosines.shape)
-  let link = Tensor(shape: [], storage: cosines.storage, offset: 0, node: x.node)
+  let node = x.node
   var output = x.withoutGraph()
   output.withMutableSlice {
     Rows.rotary(
       tokens: tokens, heads: heads, headDim: headDim, $0.readOnly, cosine: cosines.slice,
       sine: sines.slice, inverse: false, into: $0)
   }
-  return output.recorded(from: [link]) { gradient, sink in
+  return output.recorded(fromNodes: [node]) { gradient, sink in
     gradient.withMutableSlice {
       Rows.rotary(
         tokens: tokens, heads: heads, headDim: headDim, $0.readOnly, cosine: cosines.slice,

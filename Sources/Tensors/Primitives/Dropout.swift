@@ -23,13 +23,13 @@ public struct DropoutKey: Sendable, Hashable {
 ///   - key: Which mask.
 public func dropout(_ x: consuming Tensor, probability: Float, key: DropoutKey) -> Tensor {
   guard probability > 0 else { return x }
-  let link = Tensor(shape: [], storage: .allocate(byteCount: 4), offset: 0, node: x.node)
+  let node = x.node
   var output = x.withoutGraph()
   output.withMutableSlice {
     Random.dropout(
       $0.readOnly, p: probability, seed: key.seed, stream: key.stream, into: $0)
   }
-  return output.recorded(from: [link]) { gradient, sink in
+  return output.recorded(fromNodes: [node]) { gradient, sink in
     gradient.withMutableSlice {
       Random.dropout(
         $0.readOnly, p: probability, seed: key.seed, stream: key.stream, into: $0)

@@ -58,8 +58,8 @@ extension Tensor {
   ) {
     let (n, rows, columns) = (x.rows, weight.shape[0], weight.columns)
     let (xValue, weightValue) = (x.detached, weight.detached)
-    // Keeps the graph of the sum while its values are overwritten.
-    let link = Tensor(shape: [], storage: xValue.storage, offset: 0, node: node)
+    // The graph of the sum stays while its values are overwritten.
+    let nodes = [x.node, weight.node, node]
     self = detached
     withMutableSlice {
       BLAS.gemm(
@@ -67,7 +67,7 @@ extension Tensor {
         beta: beta, into: $0)
     }
     let inputShape = x.shape
-    self = recorded(from: [x, weight, link]) { gradient, sink in
+    self = recorded(fromNodes: nodes) { gradient, sink in
       if sink.needs(0) {
         sink.accumulate(into: 0, shape: inputShape) { dx, beta in
           BLAS.gemm(
@@ -96,11 +96,4 @@ private func addBiasGradient(
     Tensor.filled([columns]) {
       Rows.columnSums(rows: rows, columns: columns, gradient.slice, into: $0)
     }, to: position)
-}
-
-extension Tensor {
-  /// The values alone; unlike ``detached`` it takes over the memory, so that it can be unshared.
-  consuming func withoutGraph() -> Tensor {
-    Tensor(shape: shape, storage: storage, offset: offset, node: nil)
-  }
 }

@@ -2,8 +2,11 @@ import PEFTSupport
 
 /// Where a tensor lies in a safetensors file.
 public struct SafetensorsEntry: Sendable, Equatable {
+  /// The name.
   public let name: String
+  /// The element type.
   public let type: ElementType
+  /// The extent of each dimension.
   public let shape: [Int]
   /// Bytes from the start of the data section.
   public let range: Range<Int>
@@ -30,31 +33,10 @@ struct SafetensorsHeader {
   init(length: Int, json: [UInt8], fileSize: Int) throws(PEFTError) {
     dataStart = 8 + length
     let dataSize = fileSize - dataStart
-    var scanner = JSONScanner(json)
-    var seen: Set<String> = []
-    var entries: [SafetensorsEntry] = []
-    var metadata: [String: String] = [:]
-    try scanner.readObject { (key, scanner) throws(PEFTError) in
-      let value = try scanner.readValue()
-      guard let object = value.object else {
-        throw Self.malformed("the header's entry '\(key)' is \(value.kindName), not an object")
-      }
-      if key == "__metadata__" {
-        for (name, value) in object.members {
-          guard let text = value.string else {
-            throw Self.malformed("metadata '\(name)' is \(value.kindName), not a string")
-          }
-          metadata[name] = text
-        }
-        return
-      }
-      guard seen.insert(key).inserted else {
-        throw Self.malformed("the tensor '\(key)' is listed twice")
-      }
-      entries.append(try Self.entry(key, object, dataSize: dataSize))
+    var (entries, metadata) = try Self.parse(json, dataSize: dataSize)
+    entries.sort {
+      ($0.range.lowerBound, $0.range.upperBound) < ($1.range.lowerBound, $1.range.upperBound)
     }
-    try scanner.expectEnd()
-    entries.sort { ($0.range.lowerBound, $0.range.upperBound) < ($1.range.lowerBound, $1.range.upperBound) }
     var end = 0
     for entry in entries {
       if entry.range.lowerBound < end {
@@ -74,6 +56,37 @@ struct SafetensorsHeader {
     }
     self.entries = entries
     self.metadata = metadata
+  }
+
+  private static func parse(
+    _ json: [UInt8], dataSize: Int
+  ) throws(PEFTError) -> (entries: [SafetensorsEntry], metadata: [String: String]) {
+    var scanner = JSONScanner(json)
+    var seen: Set<String> = []
+    var entries: [SafetensorsEntry] = []
+    var metadata: [String: String] = [:]
+    guard scanner.peek() == .object else { throw malformed("the header is not a JSON object") }
+    try scanner.readObject { (key, scanner) throws(PEFTError) in
+      let value = try scanner.readValue()
+      guard let object = value.object else {
+        throw malformed("the header's entry '\(key)' is \(value.kindName), not an object")
+      }
+      if key == "__metadata__" {
+        for (name, value) in object.members {
+          guard let text = value.string else {
+            throw malformed("metadata '\(name)' is \(value.kindName), not a string")
+          }
+          metadata[name] = text
+        }
+        return
+      }
+      guard seen.insert(key).inserted else {
+        throw malformed("the tensor '\(key)' is listed twice")
+      }
+      entries.append(try entry(key, object, dataSize: dataSize))
+    }
+    try scanner.expectEnd()
+    return (entries, metadata)
   }
 
   static func malformed(_ message: String) -> PEFTError {

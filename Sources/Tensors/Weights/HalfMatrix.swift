@@ -4,7 +4,9 @@ import BLASKernels
 public struct HalfMatrix: WeightMatrix {
   /// The bit patterns, row-major.
   public let values: Slice<UInt16>
+  /// Number of output features.
   public let rows: Int
+  /// Number of input features.
   public let columns: Int
   /// Which of the two formats.
   public let halfFormat: HalfFormat
@@ -33,15 +35,19 @@ public struct HalfMatrix: WeightMatrix {
       precision: precision)
   }
 
+  /// The storage format's name.
   public var format: String { halfFormat == .bfloat16 ? "bfloat16" : "float16" }
+  /// Bytes that the stored form takes.
   public var byteCount: Int { count * 2 }
 
+  /// `y = beta·y + x·Wᵀ`, `[n, columns]` to `[n, rows]`.
   public func multiply(_ x: Slice<Float>, count n: Int, beta: Float, into y: MutableSlice<Float>) {
     BLAS.gemm(
       x, weight: values, format: halfFormat, transposeWeight: true, m: n, n: rows, k: columns,
       beta: beta, into: y, precision: precision)
   }
 
+  /// `x = beta·x + y·W`, `[n, rows]` to `[n, columns]`.
   public func multiplyTransposed(
     _ y: Slice<Float>, count n: Int, beta: Float, into x: MutableSlice<Float>
   ) {
@@ -50,16 +56,21 @@ public struct HalfMatrix: WeightMatrix {
       beta: beta, into: x, precision: precision)
   }
 
+  /// Copies rows as floats, `[ids.count, columns]`.
   public func gatherRows(_ ids: [Int32], into output: MutableSlice<Float>) {
     Embeddings.gatherChecked(
       ids, from: values, format: halfFormat, width: columns, into: output)
   }
 
+  /// Rows as floats, `[range.count, columns]`.
   public func dequantized(rows range: Range<Int>) -> Tensor {
     let block = values[range.lowerBound * columns..<range.upperBound * columns]
-    return Tensor.filled([range.count, columns]) { Conversion.widen(block, from: halfFormat, into: $0) }
+    return Tensor.filled([range.count, columns]) {
+      Conversion.widen(block, from: halfFormat, into: $0)
+    }
   }
 
+  /// ‖row‖² of every row, `[rows]`.
   public func squaredRowNorms() -> Tensor {
     Tensor.filled([rows]) {
       Rows.squaredNorms(
@@ -67,6 +78,7 @@ public struct HalfMatrix: WeightMatrix {
     }
   }
 
+  /// This matrix with `delta` added, in the same format.
   public func merging(_ delta: WeightDelta) throws -> any WeightMatrix {
     let merged = MutableSlice<UInt16>(count: count)
     for range in rowBlocks {

@@ -1,0 +1,325 @@
+// The own GEMM: for narrow and small products, where the libraries are slow, and for weights in 16-bit formats,
+// which are widened while they are packed.
+//
+// Loops, outside in: blocks of l (kc), blocks of rows (mc, packed into the second-level cache where they are used
+// often), panels of one or two vectors of columns (packed, or read in place), blocks of MR rows. So a panel of B is
+// read from memory and packed once for each mc rows and used at once.
+
+// The largest blocks; the scratch holds one of A and one panel of B (see pk_gemm_scratch).
+enum { GEMM_KC = PK_GEMM_KC, GEMM_MC = PK_GEMM_MC };
+
+ALWAYS vf load_format(const void *b, size_t at, pk_format format) {
+  switch (format) {
+    case PK_BF16: return load_bf16((const uint16_t *)b + at);
+    case PK_F16: return load_f16((const uint16_t *)b + at);
+    default: return load((const float *)b + at);
+  }
+}
+
+ALWAYS vf loadn_format(const void *b, size_t at, size_t n, pk_format format) {
+  switch (format) {
+    case PK_BF16: return from_bf16(loadn_half((const uint16_t *)b + at, n));
+    case PK_F16: return from_f16(loadn_half((const uint16_t *)b + at, n));
+    default: return loadn((const float *)b + at, n);
+  }
+}
+
+// Packs op(B)[l0 ..., j0 ...] into rows of nv vectors; columns past n are zero.
+ALWAYS void pack_panel(const pk_gemm_task *t, size_t l0, size_t kc, size_t j0, size_t n, int nv, float *y, pk_format format) {
+  size_t width = (size_t)nv * VL, ld = t->ldb;
+  if (!t->tb) {
+    for (size_t l = 0; l < kc; l++)
+      for (int v = 0; v < nv; v++) {
+        size_t at = (l0 + l) * ld + j0 + (size_t)v * VL, left = n > (size_t)v * VL ? n - (size_t)v * VL : 0;
+        store(y + l * width + (size_t)v * VL,
+              left >= VL ? load_format(t->b, at, format) : left ? loadn_format(t->b, at, left, format) : (vf){});
+      }
+    return;
+  }
+  for (int v = 0; v < nv; v++)
+    for (size_t l = 0; l < kc; l += VL) {
+      size_t left = n > (size_t)v * VL ? n - (size_t)v * VL : 0, steps = kc - l < VL ? kc - l : VL;
+      vf square[VL];
+      for (size_t j = 0; j < VL; j++) {
+        size_t at = (j0 + (size_t)v * VL + j) * ld + l0 + l;
+        square[j] = j >= left ? (vf){} : steps == VL ? load_format(t->b, at, format) : loadn_format(t->b, at, steps, format);
+      }
+      transpose_square(square);
+      float *to = y + l * width + (size_t)v * VL;
+      for (size_t s = 0; s < steps; s++) store(to + s * width, square[s]);
+    }
+}
+
+static void K(pack_f32)(const pk_gemm_task *t, size_t l0, size_t kc, size_t j0, size_t n, int nv, float *y) {
+  pack_panel(t, l0, kc, j0, n, nv, y, PK_F32);
+}
+static void K(pack_bf16)(const pk_gemm_task *t, size_t l0, size_t kc, size_t j0, size_t n, int nv, float *y) {
+  pack_panel(t, l0, kc, j0, n, nv, y, PK_BF16);
+}
+static void K(pack_f16)(const pk_gemm_task *t, size_t l0, size_t kc, size_t j0, size_t n, int nv, float *y) {
+  pack_panel(t, l0, kc, j0, n, nv, y, PK_F16);
+}
+
+static void pack_any(const pk_gemm_task *t, size_t l0, size_t kc, size_t j0, size_t n, int nv, float *y) {
+  switch (t->format) {
+    case PK_BF16: K(pack_bf16)(t, l0, kc, j0, n, nv, y); break;
+    case PK_F16: K(pack_f16)(t, l0, kc, j0, n, nv, y); break;
+    default: K(pack_f32)(t, l0, kc, j0, n, nv, y); break;
+  }
+}
+
+// Rows are cut into blocks of nearly equal size, at most `most`.
+ALWAYS size_t block_start(size_t rows, size_t blocks, size_t i) { return rows * i / blocks; }
+
+// Packs rows [i0, i0 + rows) of op(A), each block's elements side by side for every l.
+static void pack_rows(const pk_gemm_task *t, size_t i0, size_t rows, size_t l0, size_t kc, size_t blocks, float *y) {
+  for (size_t b = 0; b < blocks; b++) {
+    size_t from = block_start(rows, blocks, b), mr = block_start(rows, blocks, b + 1) - from;
+    if (t->ta) {
+      const float *a = t->a + l0 * t->lda + i0 + from;
+      for (size_t l = 0; l < kc; l++, a += t->lda, y += mr)
+        for (size_t i = 0; i < mr; i += VL) storen(y + i, loadn(a + i, mr - i < VL ? mr - i : VL), mr - i < VL ? mr - i : VL);
+    } else {
+      const float *a = t->a + (i0 + from) * t->lda + l0;
+      for (size_t l = 0; l < kc; l += VL) {
+        size_t steps = kc - l < VL ? kc - l : VL;
+        for (size_t i = 0; i < mr; i += VL) {
+          size_t left = mr - i < VL ? mr - i : VL;
+          vf square[VL];
+          for (size_t r = 0; r < VL; r++)
+            square[r] = r >= left ? (vf){} : steps == VL ? load(a + (i + r) * t->lda + l) : loadn(a + (i + r) * t->lda + l, steps);
+          transpose_square(square);
+          for (size_t s = 0; s < steps; s++) storen(y + (l + s) * mr + i, square[s], left);
+        }
+      }
+      y += kc * mr;
+    }
+  }
+}
+
+// One block of rows by one panel.
+ALWAYS void run_block(const pk_gemm_task *t, const float *packedA, size_t i, size_t mr, size_t l0, size_t kc, const float *b,
+                      size_t ldb, int nv, const micro_target *target) {
+  const micro_kernel *kernel = nv == 1 ? K(micro_one)[mr - 1] : K(micro_two)[mr - 1];
+  if (packedA)
+    kernel[1](kc, packedA, mr, b, ldb, target);
+  else if (t->ta)
+    kernel[1](kc, t->a + l0 * t->lda + i, t->lda, b, ldb, target);
+  else
+    kernel[0](kc, t->a + i * t->lda + l0, t->lda, b, ldb, target);
+}
+
+ALWAYS size_t most_rows(bool byColumns, int nv) {
+  if (byColumns) return nv == 1 ? MR_ONE_COLUMNS : MR_TWO_COLUMNS;
+  return nv == 1 ? MR_ONE_ROWS : MR_TWO_ROWS;
+}
+
+static void gemm_general(const pk_gemm_task *t, float *scratch) {
+  size_t m = t->m, n = t->n, k = t->k;
+  float *packedB = scratch, *packedA = scratch + GEMM_KC * 2 * VL;
+  // Rows of A are read in place, unless their distance maps them to the same sets of the first-level cache;
+  // columns are packed when several panels use them.
+  bool packs = t->ta ? n > 4 * VL : n > 2 * VL && t->lda % 1024 == 0;
+  // B in place costs a pass over distant rows for each block of rows.
+  bool inPlace = !t->tb && t->format == PK_F32 && m <= 2 * MR_TWO_ROWS;
+  size_t kBlocks = (k + GEMM_KC - 1) / GEMM_KC, mBlocks = (m + GEMM_MC - 1) / GEMM_MC;
+  // A large B comes from memory.
+  size_t size = t->format == PK_F32 ? 4 : 2;
+  bool big = !inPlace && n * k * size > 1 << 17 && k >= 64;
+  for (size_t kb = 0; kb < kBlocks; kb++) {
+    size_t l0 = block_start(k, kBlocks, kb), kc = block_start(k, kBlocks, kb + 1) - l0;
+    for (size_t mb = 0; mb < mBlocks; mb++) {
+      size_t i0 = block_start(m, mBlocks, mb), rows = block_start(m, mBlocks, mb + 1) - i0;
+      size_t packedBlocks = (rows + MR_TWO_COLUMNS - 1) / MR_TWO_COLUMNS;
+      if (packs) pack_rows(t, i0, rows, l0, kc, packedBlocks, packedA);
+      for (size_t j = 0; j < n;) {
+        size_t left = n - j;
+        int nv = left > VL ? 2 : 1;
+        size_t width = left < (size_t)nv * VL ? left : (size_t)nv * VL;
+        const float *b = packedB;
+        size_t ldb = (size_t)nv * VL;
+        if (inPlace && width == (size_t)nv * VL) {
+          b = (const float *)t->b + l0 * t->ldb + j;
+          ldb = t->ldb;
+        } else {
+          pack_any(t, l0, kc, j, width, nv, packedB);
+        }
+        size_t most = most_rows(t->ta, nv), blocks = packs ? packedBlocks : (rows + most - 1) / most;
+        micro_target target = {
+            .ldc = t->ldc, .tail = width - (size_t)(nv - 1) * VL, .alpha = t->alpha, .beta = kb == 0 ? t->beta : 1.0f};
+        // The next panel, or the first one of the next block of l, spread over the blocks of rows.
+        size_t nextJ = j + width < n ? j + width : 0, nextL = nextJ ? l0 : l0 + kc;
+        size_t lines = (t->tb ? 2 * VL : kc / 16 * 16) / blocks + 1;
+        bool ahead = big && nextL < k;
+        if (ahead) {
+          target.aheadStride = t->ldb * size;
+          target.aheadCount = t->tb ? lines : (lines + kc / 16 - 1) / (kc / 16);
+          target.aheadStep = t->tb ? 16 * size : target.aheadCount * target.aheadStride;
+        }
+        for (size_t block = 0; block < blocks; block++) {
+          size_t from = block_start(rows, blocks, block), mr = block_start(rows, blocks, block + 1) - from;
+          target.c = t->c + (i0 + from) * t->ldc + j;
+          if (ahead) {
+            size_t row = block * lines;
+            if (row >= (t->tb ? 2 * VL : kc)) target.aheadCount = 0;
+            target.ahead = (const char *)t->b + (t->tb ? (nextJ + row) * t->ldb + nextL : (nextL + row) * t->ldb + nextJ) * size;
+          }
+          run_block(t, packs ? packedA + from * kc : NULL, i0 + from, mr, l0, kc, b, ldb, nv, &target);
+        }
+        j += width;
+      }
+    }
+  }
+}
+
+// A B that is packed as a whole stays in the cache, and C is written row by row.
+static void gemm_flat(const pk_gemm_task *t, float *packed) {
+  size_t m = t->m, n = t->n, k = t->k;
+  float *y = packed;
+  for (size_t j = 0; j < n; j += 2 * VL) {
+    size_t left = n - j;
+    int nv = left > VL ? 2 : 1;
+    pack_any(t, 0, k, j, left < 2 * VL ? left : 2 * VL, nv, y);
+    y += k * (size_t)nv * VL;
+  }
+  size_t most = most_rows(t->ta, n > VL ? 2 : 1), blocks = (m + most - 1) / most;
+  for (size_t block = 0; block < blocks; block++) {
+    size_t from = block_start(m, blocks, block), mr = block_start(m, blocks, block + 1) - from;
+    const float *b = packed;
+    for (size_t j = 0; j < n; j += 2 * VL) {
+      size_t left = n - j;
+      int nv = left > VL ? 2 : 1;
+      size_t width = left < (size_t)nv * VL ? left : (size_t)nv * VL;
+      micro_target target = {.c = t->c + from * t->ldc + j, .ldc = t->ldc, .tail = width - (size_t)(nv - 1) * VL,
+                             .alpha = t->alpha, .beta = t->beta};
+      run_block(t, NULL, from, mr, 0, k, b, (size_t)nv * VL, nv, &target);
+      b += k * (size_t)nv * VL;
+    }
+  }
+}
+
+#if PK_LEVEL == 2
+// At most eight columns, A by rows: see micro_pair.
+static void gemm_pairs(const pk_gemm_task *t, float *packed) {
+  size_t n = t->n;
+  const float *b = t->b;
+  size_t kBlocks = (t->k + GEMM_KC - 1) / GEMM_KC;
+  for (size_t kb = 0; kb < kBlocks; kb++) {
+    size_t l0 = block_start(t->k, kBlocks, kb), kc = block_start(t->k, kBlocks, kb + 1) - l0, even = kc & ~(size_t)1;
+    if (n < 8) memset(packed, 0, (kc + 1) * 8 * sizeof(float));
+    for (size_t l = 0; l < kc; l++)
+      for (size_t j = 0; j < n; j++) packed[(l & ~(size_t)1) * 8 + 2 * j + (l & 1)] = t->tb ? b[j * t->ldb + l0 + l] : b[(l0 + l) * t->ldb + j];
+    size_t blocks = (t->m + 7) / 8;
+    micro_target target = {.ldc = t->ldc, .tail = n, .alpha = t->alpha, .beta = kb == 0 ? t->beta : 1.0f};
+    for (size_t block = 0; block < blocks; block++) {
+      size_t from = block_start(t->m, blocks, block), mr = block_start(t->m, blocks, block + 1) - from;
+      const float *a = t->a + from * t->lda + l0;
+      target.c = t->c + from * t->ldc;
+      K(micro_pairs)[mr - 1](even, a, t->lda, packed, 0, &target);
+      if (even < kc)
+        for (size_t i = 0; i < mr; i++)
+          for (size_t j = 0; j < n; j++) target.c[i * t->ldc + j] += t->alpha * a[i * t->lda + even] * packed[even * 8 + 2 * j];
+    }
+  }
+}
+#endif
+
+// A stored transposed, few columns: C^T = B^T A is a product of few rows whose long side lies well in memory.
+static void gemm_swapped(const pk_gemm_task *t, float *scratch) {
+  // Blocks of C^T, which then go to C.
+  enum { WIDTH = 256 };
+  float *block = scratch + PK_GEMM_SCRATCH - WIDTH * 16;
+  for (size_t i = 0; i < t->m; i += WIDTH) {
+    size_t rows = t->m - i < WIDTH ? t->m - i : WIDTH;
+    pk_gemm_task s = {.a = t->b, .b = t->a + i, .c = block, .m = t->n, .n = rows, .k = t->k, .lda = t->ldb, .ldb = t->lda,
+                      .ldc = WIDTH, .alpha = t->alpha, .beta = 0.0f, .ta = !t->tb, .tb = false, .format = PK_F32};
+    gemm_general(&s, scratch);
+    for (size_t r = 0; r < rows; r += VL)
+      for (size_t j = 0; j < t->n; j += VL) {
+        size_t width = t->n - j < VL ? t->n - j : VL;
+        vf square[VL];
+        for (size_t v = 0; v < VL; v++) square[v] = v < width ? load(block + (j + v) * WIDTH + r) : (vf){};
+        transpose_square(square);
+        for (size_t v = 0; v < VL && r + v < rows; v++) {
+          float *c = t->c + (i + r + v) * t->ldc + j;
+          storen(c, t->beta == 0.0f ? square[v] : square[v] + t->beta * loadn(c, width), width);
+        }
+      }
+  }
+}
+
+// Few rows, B stored transposed: products of rows, along which the vectors run.
+ALWAYS void dot_block(const pk_gemm_task *t, size_t i, size_t j, int rows, int columns, pk_format format) {
+  vf sum[4][4];
+#pragma clang loop unroll(full)
+  for (int r = 0; r < rows; r++)
+#pragma clang loop unroll(full)
+    for (int c = 0; c < columns; c++) sum[r][c] = (vf){};
+  const float *a = t->a + i * t->lda;
+  size_t at = j * t->ldb, l = 0;
+#define DOT_STEP(LOADA, LOADB, ...)                                                        \
+  {                                                                                        \
+    vf x[4], y;                                                                            \
+    _Pragma("clang loop unroll(full)") for (int r = 0; r < rows; r++)                      \
+        x[r] = LOADA(a + (size_t)r * t->lda + l __VA_ARGS__);                              \
+    _Pragma("clang loop unroll(full)") for (int c = 0; c < columns; c++) {                 \
+      y = LOADB(t->b, at + (size_t)c * t->ldb + l __VA_ARGS__, format);                    \
+      _Pragma("clang loop unroll(full)") for (int r = 0; r < rows; r++) sum[r][c] += x[r] * y; \
+    }                                                                                      \
+  }
+  for (; l + VL <= t->k; l += VL) DOT_STEP(load, load_format)
+  if (l < t->k) DOT_STEP(loadn, loadn_format, , t->k - l)
+#pragma clang loop unroll(full)
+  for (int r = 0; r < rows; r++)
+#pragma clang loop unroll(full)
+    for (int c = 0; c < columns; c++) {
+      float *y = t->c + (i + (size_t)r) * t->ldc + j + (size_t)c, v = t->alpha * hsum(sum[r][c]);
+      *y = t->beta == 0.0f ? v : v + t->beta * *y;
+    }
+}
+
+ALWAYS void dot_rows(const pk_gemm_task *t, size_t j, int columns, pk_format format) {
+  size_t i = 0;
+  for (; i + 4 <= t->m; i += 4) dot_block(t, i, j, 4, columns, format);
+  if (t->m - i == 3) dot_block(t, i, j, 3, columns, format);
+  if (t->m - i == 2) dot_block(t, i, j, 2, columns, format);
+  if (t->m - i == 1) dot_block(t, i, j, 1, columns, format);
+}
+
+#define GEMM_DOTS(name, format)                                      \
+  static void name(const pk_gemm_task *t) {                          \
+    size_t j = 0;                                                    \
+    for (; j + 4 <= t->n; j += 4) dot_rows(t, j, 4, format);         \
+    for (; j < t->n; j++) dot_rows(t, j, 1, format);                 \
+  }
+GEMM_DOTS(gemm_dots_f32, PK_F32)
+GEMM_DOTS(gemm_dots_bf16, PK_BF16)
+GEMM_DOTS(gemm_dots_f16, PK_F16)
+
+static void K(gemm)(const pk_gemm_task *t, float *scratch) {
+  if (!t->ta && t->tb && t->m <= 12 && t->k >= 2 * VL) {
+    switch (t->format) {
+      case PK_BF16: gemm_dots_bf16(t); break;
+      case PK_F16: gemm_dots_f16(t); break;
+      default: gemm_dots_f32(t); break;
+    }
+    return;
+  }
+  if (t->format == PK_F32) {
+    if (t->ta && t->n <= 16 && t->m >= 2 * t->n) {
+      gemm_swapped(t, scratch);
+      return;
+    }
+#if PK_LEVEL == 2
+    if (!t->ta && t->n <= 8 && t->k > 16) {
+      gemm_pairs(t, scratch);
+      return;
+    }
+#endif
+  }
+  if (t->k <= GEMM_KC && t->k * (t->n + 2 * VL) <= 1 << 15 && t->m > 2 * MR_TWO_ROWS) {
+    gemm_flat(t, scratch);
+    return;
+  }
+  gemm_general(t, scratch);
+}

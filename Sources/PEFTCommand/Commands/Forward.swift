@@ -1,0 +1,103 @@
+import ArgumentParser
+import PEFT
+
+/// `peft forward`: outputs, loss and gradients for given token ids.
+struct Forward: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Run given token ids through a model and write what comes out.",
+    discussion: """
+      The input file holds input_ids and, if wanted, attention_mask, token_type_ids and labels, \
+      all I64 of shape [batch, tokens]; for SEQ_CLS labels has shape [batch]. The output file \
+      holds logits or last_hidden_state and, with labels, the loss, all F32.
+      """)
+
+  @Option(help: ArgumentHelp("The model's folder.", valueName: "dir"))
+  var model: String
+  @OptionGroup var adapters: AdapterOptions
+  @OptionGroup var active: ActiveOptions
+  @Flag(help: "Merge the active adapters into the weights before the run.")
+  var merge = false
+  @OptionGroup var task: TaskOptions
+  @Option(help: ArgumentHelp("The safetensors file to read.", valueName: "file"))
+  var input: String
+  @Option(help: ArgumentHelp("The safetensors file to write.", valueName: "file"))
+  var output: String
+  @Option(
+    help: ArgumentHelp(
+      "Also write the loss's gradients of the active adapter's tensors, under peft's keys.",
+      valueName: "file"))
+  var gradients: String?
+  @OptionGroup var options: RunOptions
+
+  func validate() throws {
+    if merge, gradients != nil {
+      throw ValidationError("--gradients: merged adapters have none; remove --merge")
+    }
+    if gradients == output {
+      throw ValidationError("--gradients and --output name the same file")
+    }
+  }
+
+  func run() throws {
+    options.apply()
+    let input = try ForwardInput(input)
+    let session = try ModelSession(
+      model: model, adapters: adapters.adapters, active: active.names, task: task.task,
+      content: .weights(options.precision))
+    session.warnAboutRandomParameters()
+    if gradients != nil { try checkGradients(session, input) }
+    if merge { try session.peft.merge() }
+    let pass: ForwardPass
+    var slopes: [SafetensorsItem] = []
+    if gradients != nil {
+      pass = try ForwardPass(session.loaded.model, input)
+      slopes = try Self.gradients(pass, session.peft)
+    } else {
+      pass = try withoutGradients { try ForwardPass(session.loaded.model, input) }
+    }
+    var items = [SafetensorsItem(pass.outputName, pass.output)]
+    if let loss = pass.loss { items.append(SafetensorsItem("loss", loss)) }
+    if let gradients { try SafetensorsWriter.write(slopes, to: gradients) }
+    try SafetensorsWriter.write(items, to: output)
+    let loss = pass.loss.map { ", loss \($0.item)" } ?? ""
+    Terminal.writeError("\(output): \(pass.outputName) \(pass.output.shape)\(loss)\n")
+    if let gradients { Terminal.writeError("\(gradients): \(slopes.count) gradients\n") }
+  }
+
+  /// Refuses before any work is done.
+  private func checkGradients(_ session: ModelSession, _ input: ForwardInput) throws(PEFTError) {
+    guard input.labels != nil else {
+      throw PEFTError(
+        .invalidConfiguration, "gradients need labels, '\(input.path)' has none",
+        at: "--gradients")
+    }
+    if session.loaded.head == .none {
+      throw PEFTError(
+        .invalidConfiguration, "the task \(session.task.name) has no loss", at: "--gradients",
+        remedy: "Give a task that has one with --task.")
+    }
+    let active = session.peft.activeAdapters
+    if active.isEmpty {
+      throw PEFTError(
+        .invalidConfiguration, "nothing can be trained: no adapter is active", at: "--gradients",
+        remedy: "Load one with --adapter.")
+    }
+    if active.count > 1 {
+      throw PEFTError(
+        .invalidConfiguration,
+        "\(active.count) adapters are active, and tensors of different adapters have the same keys",
+        at: "--gradients", remedy: "Choose one adapter with --active.")
+    }
+  }
+
+  /// One item for each trainable tensor; zeros where the loss does not depend on it.
+  private static func gradients(
+    _ pass: ForwardPass, _ peft: PeftModel
+  ) throws(PEFTError) -> [SafetensorsItem] {
+    guard let loss = pass.loss else { return [] }
+    let gradients = loss.backward()
+    return peft.trainableTensors.map { tensor in
+      SafetensorsItem(tensor.key, gradients[tensor.parameter] ?? .zeros(tensor.parameter.shape))
+    }
+  }
+}

@@ -1,0 +1,146 @@
+import ArgumentParser
+import PEFT
+
+/// `peft merge`: a plain model with adapters in its weights.
+struct Merge: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Write a plain Hugging Face model with adapters merged into its weights.",
+    discussion: """
+      All adapters given are merged together: their changes are added up and rounded once, to the \
+      precision of the model's files. The written folder is read again and compared with the \
+      model that has the adapters on, on a few tokens.
+      """)
+
+  @Option(help: ArgumentHelp("The model's folder.", valueName: "dir"))
+  var model: String
+  @OptionGroup var adapters: AdapterOptions
+  @OptionGroup var task: TaskOptions
+  @Option(help: ArgumentHelp("The folder to write.", valueName: "dir"))
+  var output: String
+  @Flag(help: "Replace the output folder if it exists.")
+  var overwrite = false
+  @Option(help: ArgumentHelp("Number of threads.", valueName: "n"))
+  var threads: Int?
+
+  func validate() throws {
+    if adapters.adapters.isEmpty {
+      throw ValidationError("--adapter: at least one adapter is needed")
+    }
+    if let threads, threads < 1 {
+      throw ValidationError("--threads is \(threads), a positive number was expected")
+    }
+  }
+
+  func run() throws {
+    if let threads { Parallel.threadCount = threads }
+    try checkOutput()
+    let named = try ModelSession.named(adapters.adapters)
+    let session = try ModelSession(
+      model: model, adapters: adapters.adapters, active: named.map(\.name), task: task.task)
+    session.warnAboutRandomParameters()
+    let expected = try MergeProbe(session.loaded.model)
+    try session.peft.mergeAndUnload(safe: true)
+    let members = try configMembers(session.loaded, folders: named.map(\.folder))
+    var probe = expected
+    try FileSystem.writeDirectory(output) { folder in
+      try ModelWriter.write(session.loaded, into: folder, settingConfig: members)
+      probe = try MergeProbe(try ModelLoader.load(folder, head: session.loaded.head).model)
+      if !probe.output.allFinite {
+        throw PEFTError(
+          .numericalFailure, "the merged model's outputs are not finite", at: output)
+      }
+    }
+    try Terminal.write(
+      """
+      \(output): \(session.loaded.model.typeName) with \(named.map(\.name).joined(separator: ", ")) \
+      merged, \(try Self.content(output))
+      max |Δ\(expected.quantity)| \(scientific(probe.difference(from: expected))) between the \
+      merged model and the model with adapters; largest |\(expected.quantity)| \
+      \(scientific(Double(expected.output.maximumMagnitude)))
+
+      """)
+  }
+
+  /// What the written file holds: "22,713,216 parameters in float32".
+  private static func content(_ folder: String) throws(PEFTError) -> String {
+    let entries = try SafetensorsFile(FileSystem.join(folder, "model.safetensors")).entries
+    let types = Set(entries.map(\.type.torchName)).sorted().joined(separator: " and ")
+    return "\(grouped(entries.reduce(0) { $0 + $1.count })) parameters in \(types)"
+  }
+
+  /// Refuses an output folder that would destroy something.
+  private func checkOutput() throws(PEFTError) {
+    guard FileSystem.exists(output) else { return }
+    for folder in [model] + adapters.adapters.map(\.folder)
+    where FileSystem.resolved(folder) == FileSystem.resolved(output) {
+      throw PEFTError(
+        .invalidConfiguration, "'\(output)' is one of the inputs", at: "--output",
+        remedy: "Choose another folder.")
+    }
+    if overwrite { return }
+    let names = FileSystem.isDirectory(output) ? try FileSystem.list(output) : [output]
+    if !names.isEmpty {
+      throw PEFTError(
+        .fileAccess, "'\(output)' exists and is not empty", at: "--output",
+        remedy: "Choose another folder, or replace it with --overwrite.")
+    }
+  }
+
+  /// The labels of a classifier, so that the new config.json fits the new head.
+  private func configMembers(
+    _ loaded: LoadedModel, folders: [String]
+  ) throws(PEFTError) -> JSONObject {
+    guard case .sequenceClassification(let count) = loaded.head else { return JSONObject() }
+    var names: [String]?
+    for folder in folders {
+      let labels = try AdapterFolder(folder).labels()
+      if labels?.count == count { names = labels?.names }
+    }
+    let old = loaded.model.configuration.object["id2label"]?.object
+    if names == nil, old?.members.count == count { return JSONObject() }
+    let labels = names ?? (0..<count).map { "LABEL_\($0)" }
+    return JSONObject([
+      (
+        "id2label",
+        .object(JSONObject(labels.enumerated().map { ("\($0.offset)", .string($0.element)) }))
+      ),
+      (
+        "label2id",
+        .object(JSONObject(labels.enumerated().map { ($0.element, .int($0.offset)) }))
+      ),
+    ])
+  }
+}
+
+/// What a model makes of a few fixed tokens, to compare two models.
+struct MergeProbe {
+  /// Logits, or hidden states of a model without a head.
+  let output: Tensor
+  /// "logit" or "hidden state".
+  let quantity: String
+
+  /// Runs a model on two short sequences of tokens spread over the vocabulary.
+  init(_ model: any TransformerModel) throws(PEFTError) {
+    let limits = model.inputLimits
+    let length = min(12, limits.positions ?? 12)
+    let sequences = [length, (length + 1) / 2].map { count in
+      (0..<count).map { Int32((1 + $0 * 7919 + count) % limits.vocabulary) }
+    }
+    let batch = TokenBatch(sequences)
+    let context = ForwardContext(batch.layout)
+    (output, quantity) = withoutGradients {
+      switch model {
+      case let model as any SequenceClassifier: return (model.logits(batch, context), "logit")
+      case let model as any CausalLanguageModel: return (model.logits(batch, context), "logit")
+      default: return (model.lastHiddenState(batch, context), "hidden state")
+      }
+    }
+  }
+
+  /// The largest absolute difference.
+  func difference(from other: MergeProbe) -> Double {
+    zip(output.scalars, other.output.scalars).reduce(0) {
+      max($0, abs(Double($1.0) - Double($1.1)))
+    }
+  }
+}

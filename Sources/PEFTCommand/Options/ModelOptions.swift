@@ -1,0 +1,38 @@
+import ArgumentParser
+import PEFT
+
+/// The options of every command that runs a model.
+struct RunOptions: ParsableArguments {
+  @Option(help: "How weights are kept and multiplied: float32 or bfloat16.")
+  var precision = WeightPrecision.float32
+
+  @Option(
+    help: ArgumentHelp(
+      "Number of threads.",
+      discussion: "By default OMP_NUM_THREADS, else all processors of this process.",
+      valueName: "n"))
+  var threads: Int?
+
+  func validate() throws {
+    if let threads, threads < 1 {
+      throw ValidationError("--threads is \(threads), a positive number was expected")
+    }
+  }
+
+  /// Makes the settings of the process.
+  func apply() {
+    if let threads { Parallel.threadCount = threads }
+  }
+}
+
+extension WeightPrecision: ExpressibleByArgument {}
+
+/// The option that says what a model is for.
+struct TaskOptions: ParsableArguments {
+  @Option(
+    help: ArgumentHelp(
+      "SEQ_CLS, CAUSAL_LM or FEATURE_EXTRACTION.",
+      discussion: "By default the adapter's task_type, else what config.json's architectures say.",
+      valueName: "type"))
+  var task: String?
+}

@@ -1,0 +1,217 @@
+import Models
+import NN
+import PEFTCore
+import PEFTSupport
+import Tokenizers
+
+/// A run whose data is read and whose model is built: everything that can be wrong with its input
+/// has been found by now, and nothing has been written.
+public struct PreparedRun {
+  /// The settings, with the task resolved.
+  public let configuration: RunConfiguration
+  /// The task.
+  public let task: TaskType
+  /// The base model.
+  public let base: LoadedModel
+  /// The model with the adapter that is trained.
+  public let model: PeftModel
+  /// Paths of the modules that the adapter changes or replaces.
+  public let targets: TargetReport
+  /// The classes, for SEQ_CLS.
+  public let labels: LabelSet?
+  /// The training data.
+  public let train: Dataset
+  /// The data to evaluate during training.
+  public let validation: Dataset?
+  /// The data to evaluate the result on.
+  public let test: Dataset?
+  /// Remarks about settings that have no effect, and the like.
+  public let notices: [String]
+  private let objective: any Objective
+
+  /// Reads the data and builds the model of a configuration.
+  ///
+  /// - Parameters:
+  ///   - configuration: The run.
+  ///   - registry: The methods.
+  /// - Throws: ``PEFTError`` naming the file, key or line that is wrong.
+  public init(_ configuration: RunConfiguration, registry: TunerRegistry) throws(PEFTError) {
+    var notices: [String] = []
+    let initial = try configuration.initialAdapter.map { (path) throws(PEFTError) in
+      try AdapterFolder(path)
+    }
+    let settings = try ModelConfiguration(
+      folder: configuration.model, overrides: configuration.modelConfig)
+    let files = try DataFiles(configuration, initialTask: try initial?.task(registry), registry)
+    task = try files.task(settings)
+    guard [.sequenceClassification, .causalLM].contains(task) else {
+      throw TaskModel.unsupported(task)
+    }
+    labels =
+      task == .sequenceClassification
+      ? try files.labels(settings, initial: initial, columns: configuration.data) : nil
+
+    let tokenizer =
+      files.all.contains { $0.format != .tokens } ? try Tokenizer(folder: configuration.model) : nil
+    let builder = try DatasetBuilder(
+      task: task, configuration: configuration.data, limits: InputLimits(settings),
+      labels: labels, tokenizer: tokenizer)
+    train = try builder.dataset(files.train)
+    validation = try files.validation.map { (file) throws(PEFTError) in
+      try builder.dataset(file)
+    }
+    test = try files.test.map { (file) throws(PEFTError) in try builder.dataset(file) }
+
+    var options = ModelOptions()
+    options.precision = configuration.precision
+    options.overrides = configuration.modelConfig
+    options.randomWeights = configuration.randomWeights
+    options.seed = UInt64(configuration.arguments.seed)
+    let built = try TaskModel(
+      configuration.model, task: task, labelCount: labels?.count ?? 0, options: options,
+      registry: registry)
+    base = built.loaded
+    model = built.model
+    objective = built.objective
+    if let initial {
+      if !configuration.methodSettings.members.isEmpty {
+        notices.append(
+          "'\(configuration.method)' has no effect: the settings come from 'init_adapter'")
+      }
+      try model.load(initial.path)
+      targets = try model.targetReport(of: "default")
+    } else {
+      let config = try configuration.adapterConfig(registry: registry, task: task)
+      targets = try model.add("default", any: config, seed: UInt64(configuration.arguments.seed))
+    }
+    if train.truncatedCount > 0 {
+      notices.append(
+        "\(grouped(train.truncatedCount)) of \(grouped(train.count)) training examples reach the "
+          + "length limit and may be cut")
+    }
+    var resolved = configuration
+    resolved.taskType = task.name
+    self.configuration = resolved
+    self.notices = notices
+  }
+
+  /// The trainer of the run.
+  ///
+  /// - Throws: ``PEFTError`` for settings that contradict the data.
+  public func makeTrainer() throws(PEFTError) -> Trainer {
+    try Trainer(
+      model, objective: objective, arguments: configuration.arguments, train: train,
+      validation: validation, test: test, metric: task.defaultMetric,
+      artifacts: RunArtifacts(
+        settings: configuration.object, card: card, labels: labels))
+  }
+
+  /// The text of the adapter's model card.
+  private var card: String {
+    let arguments = configuration.arguments
+    var lines = [
+      "# \(task.name) adapter", "",
+      "Trained with swift-peft on \(grouped(train.count)) examples; the files are those of Hugging "
+        + "Face PEFT.", "",
+      "* Base model: `\(configuration.model)`",
+      "* Learning rate \(JSONValue.double(arguments.learningRate).text()), "
+        + "\(arguments.schedule.rawValue); batches of "
+        + "\(arguments.trainBatchSize * arguments.accumulationSteps); seed \(arguments.seed)",
+      "* \(model.trainableParametersReport)",
+    ]
+    if labels != nil { lines.append("* Label names by id: `\(LabelSet.fileName)`") }
+    return lines.joined(separator: "\n")
+  }
+}
+
+/// The data files of a run, and what they say about its task and labels.
+private struct DataFiles {
+  let train: DataSource
+  let validation: DataSource?
+  let test: DataSource?
+  private let given: TaskType?
+
+  init(
+    _ configuration: RunConfiguration, initialTask: TaskType?, _ registry: TunerRegistry
+  ) throws(PEFTError) {
+    let data = configuration.data
+    guard let trainFile = data.trainFile else {
+      throw PEFTError(.invalidConfiguration, "the key 'train_file' is missing")
+    }
+    let task = try configuration.taskType.map { (name) throws(PEFTError) in
+      try registry.taskType(name)
+    }
+    if let task, let initialTask, task != initialTask {
+      throw PEFTError(
+        .invalidConfiguration,
+        "'task_type' is \(task.name), but the adapter in 'init_adapter' is for \(initialTask.name)")
+    }
+    given = task ?? initialTask
+    train = try DataSource(trainFile, data, task: given)
+    let implied = given ?? train.impliedTask
+    validation = try data.validationFile.map { (path) throws(PEFTError) in
+      try DataSource(path, data, task: implied)
+    }
+    test = try data.testFile.map { (path) throws(PEFTError) in
+      try DataSource(path, data, task: implied)
+    }
+  }
+
+  var all: [DataSource] { [train] + [validation, test].compactMap { $0 } }
+
+  /// The task: as configured, else as the data says, else as config.json's `architectures` says.
+  func task(_ settings: ModelConfiguration) throws(PEFTError) -> TaskType {
+    if let task = given ?? train.impliedTask { return task }
+    for name in settings.architectures {
+      if name.hasSuffix("ForCausalLM") { return .causalLM }
+      if name.hasSuffix("ForSequenceClassification") { return .sequenceClassification }
+    }
+    throw PEFTError(
+      .invalidConfiguration, "neither the data nor the model says what the task is",
+      remedy: "Set 'task_type' to SEQ_CLS or CAUSAL_LM.")
+  }
+
+  /// The classes: as configured, else those of the initial adapter, else those of the model when
+  /// they are the data's, else those of the data.
+  func labels(
+    _ settings: ModelConfiguration, initial: AdapterFolder?, columns: DataConfiguration
+  ) throws(PEFTError) -> LabelSet {
+    let labels = try unchecked(settings, initial, columns)
+    if labels.count < 2 {
+      throw PEFTError(
+        .invalidData,
+        "there is only one label, '\(labels.names.first ?? "")'; a classifier needs "
+          + "two or more", at: train.path, remedy: "Check 'label_column'.")
+    }
+    return labels
+  }
+
+  private func unchecked(
+    _ settings: ModelConfiguration, _ initial: AdapterFolder?, _ columns: DataConfiguration
+  ) throws(PEFTError) -> LabelSet {
+    switch columns.labels {
+    case .list(let names)?:
+      do { return try LabelSet(names) } catch { throw error.located(at: "'labels'") }
+    case .file(let path)?: return try LabelSet(file: path)
+    case nil: break
+    }
+    if let labels = try initial?.labels() { return labels }
+    let own = try settings.labels()
+    if let count = initial?.classCount {
+      return own?.count == count ? own! : try .unnamed(count)
+    }
+    if train.format == .tokens, let largest = try train.largestLabel() {
+      if let own, own.count > largest { return own }
+      if let count = settings.object["num_labels"]?.int, count > largest {
+        return try .unnamed(count)
+      }
+      return try .unnamed(largest + 1)
+    }
+    let column = train.format == .tokens ? "label" : columns.labelColumn
+    var columns = columns
+    columns.labelColumn = column
+    let found = LabelSet(occurring: try train.labelNames(columns))
+    if let own, Set(own.names) == Set(found.names) { return own }
+    return found
+  }
+}

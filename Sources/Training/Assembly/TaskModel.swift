@@ -1,0 +1,94 @@
+import Models
+import NN
+import PEFTCore
+import PEFTSupport
+
+/// A model built for a task, with what its task needs.
+struct TaskModel {
+  let loaded: LoadedModel
+  let model: PeftModel
+  let objective: any Objective
+
+  /// Builds the model of a task.
+  ///
+  /// - Parameters:
+  ///   - folder: The model's folder.
+  ///   - task: SEQ_CLS or CAUSAL_LM.
+  ///   - labelCount: Number of classes; for SEQ_CLS.
+  ///   - options: Precision, overrides, random weights.
+  ///   - registry: The methods.
+  /// - Throws: ``PEFTError`` when the model cannot be built, or has no head for the task.
+  init(
+    _ folder: String, task: TaskType, labelCount: Int, options: ModelOptions,
+    registry: TunerRegistry
+  ) throws(PEFTError) {
+    let head: ModelHead
+    switch task {
+    case .sequenceClassification: head = .sequenceClassification(labels: labelCount)
+    case .causalLM: head = .causalLM
+    default: throw Self.unsupported(task)
+    }
+    loaded = try ModelLoader.load(folder, head: head, options: options)
+    if let classifier = loaded.model as? any SequenceClassifier {
+      objective = ClassificationObjective(classifier)
+    } else if let languageModel = loaded.model as? any CausalLanguageModel {
+      objective = LanguageModelObjective(languageModel)
+    } else {
+      throw PEFTError(
+        .unsupported, "this model has no head for the task \(task.name)", at: folder)
+    }
+    model = PeftModel(
+      loaded.model,
+      info: BaseModelInfo(
+        modelType: loaded.model.configuration.modelType, nameOrPath: folder,
+        outputHeads: loaded.outputHeads),
+      registry: registry)
+  }
+
+  /// The error for a task without an objective.
+  static func unsupported(_ task: TaskType) -> PEFTError {
+    PEFTError(
+      .unsupported, "the task \(task.name) cannot be trained or evaluated yet",
+      remedy: "Use SEQ_CLS or CAUSAL_LM.")
+  }
+}
+
+extension AdapterFolder {
+  /// The task that the adapter was trained for, if its config names one.
+  func task(_ registry: TunerRegistry) throws(PEFTError) -> TaskType? {
+    guard let name = config["task_type"]?.string else { return nil }
+    do { return try registry.taskType(name) } catch { throw error.located(at: configPath) }
+  }
+
+  /// The number of classes of the head that the adapter holds, if it holds one.
+  package var classCount: Int? {
+    tensors.entries.first { entry in
+      let parts = entry.name.split(separator: ".").suffix(2)
+      return entry.shape.count == 2 && parts.last == "weight"
+        && ["classifier", "score"].contains(parts.first ?? "")
+    }?.shape[0]
+  }
+
+  /// The names of the labels, if they were saved beside the adapter.
+  package func labels() throws(PEFTError) -> LabelSet? {
+    let file = FileSystem.join(path, LabelSet.fileName)
+    return FileSystem.exists(file) ? try LabelSet(file: file) : nil
+  }
+}
+
+extension ModelConfiguration {
+  /// The names of the labels in config.json's `id2label`, if there are any.
+  func labels() throws(PEFTError) -> LabelSet? {
+    guard let mapping = object["id2label"]?.object, !mapping.members.isEmpty else { return nil }
+    do { return try LabelSet(mapping: mapping) } catch {
+      throw error.located(at: "\(path), 'id2label'")
+    }
+  }
+}
+
+extension LabelSet {
+  /// Hugging Face's names for classes without one: LABEL_0, LABEL_1, ….
+  static func unnamed(_ count: Int) throws(PEFTError) -> LabelSet {
+    try LabelSet((0..<count).map { "LABEL_\($0)" })
+  }
+}

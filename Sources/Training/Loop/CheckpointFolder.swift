@@ -1,0 +1,55 @@
+import PEFTSupport
+
+/// The checkpoints of a run: folders `checkpoint-N` in its output folder.
+struct CheckpointFolder {
+  static let prefix = "checkpoint-"
+  static let optimizerName = "optimizer.safetensors"
+
+  /// The run's output folder.
+  let output: String
+
+  /// The folder of a step.
+  func path(_ step: Int) -> String { FileSystem.join(output, "\(Self.prefix)\(step)") }
+
+  /// The steps for which there is a folder, in order, of whatever run.
+  func steps() throws(PEFTError) -> [Int] {
+    guard FileSystem.isDirectory(output) else { return [] }
+    return try FileSystem.list(output).compactMap(Self.step(of:)).sorted()
+  }
+
+  /// The steps for which there is a checkpoint of one run, in order.
+  ///
+  /// An output folder may hold checkpoints of an earlier run; those are never resumed or removed.
+  func steps(ofRun id: String) throws(PEFTError) -> [Int] {
+    try steps().filter { (try? RunRecord(folder: path($0)))?.id == id }
+  }
+
+  /// Removes what a kill in the middle of writing left behind.
+  func removeLeftovers() throws(PEFTError) {
+    guard FileSystem.isDirectory(output) else { return }
+    for name in try FileSystem.list(output) where name.hasPrefix(Self.prefix) {
+      let rest = name.dropFirst(Self.prefix.count)
+      guard let dot = rest.firstIndex(of: "."), Int(rest[..<dot]) != nil else { continue }
+      if rest[dot...].hasPrefix(".partial-") || rest[dot...].hasPrefix(".old-") {
+        FileSystem.removeTree(FileSystem.join(output, name))
+      }
+    }
+  }
+
+  /// Removes the oldest checkpoints of a run beyond a limit, but not the best and the newest.
+  func prune(ofRun id: String, keeping limit: Int, best: Int?) throws(PEFTError) {
+    let all = try steps(ofRun: id)
+    var excess = all.count - limit
+    for step in all.dropLast() where excess > 0 && step != best {
+      FileSystem.removeTree(path(step))
+      excess -= 1
+    }
+  }
+
+  private static func step(of name: String) -> Int? {
+    guard name.hasPrefix(prefix) else { return nil }
+    let digits = name.dropFirst(prefix.count)
+    guard digits.allSatisfy({ $0.isASCII && $0.isNumber }) else { return nil }
+    return Int(digits)
+  }
+}

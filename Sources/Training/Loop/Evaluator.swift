@@ -1,0 +1,63 @@
+import Models
+import NN
+import PEFTCore
+import PEFTSupport
+import Tensors
+
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Darwin)
+  import Darwin
+#endif
+
+/// Computes loss and accuracy of a model on a data set.
+public struct Evaluator {
+  private let objective: any Objective
+  private let isLanguageModel: Bool
+
+  /// Creates an evaluator.
+  public init(_ objective: any Objective) {
+    self.objective = objective
+    isLanguageModel = objective is LanguageModelObjective
+  }
+
+  /// Evaluates, dropout off and without gradients.
+  ///
+  /// - Parameters:
+  ///   - data: The examples.
+  ///   - batchSize: Sequences of a forward pass.
+  ///   - progress: Called with the number of examples done.
+  /// - Throws: What `progress` throws, and ``PEFTError`` when no label counts.
+  public func evaluate(
+    _ data: Dataset, batchSize: Int, progress: (Int) throws -> Void = { _ in }
+  ) throws -> EvaluationResult {
+    let start = Clock.seconds
+    var sums = EvaluationSums()
+    try withoutGradients {
+      for first in stride(from: 0, to: data.count, by: batchSize) {
+        let end = min(first + batchSize, data.count)
+        let batch = Batch(data.examples[first..<end])
+        try objective.evaluate(batch, ForwardContext(batch.tokens.layout), into: &sums)
+        try progress(end)
+      }
+    }
+    guard sums.count > 0 else {
+      throw PEFTError(.invalidData, "the data to evaluate holds no label that counts")
+    }
+    let loss = sums.loss / Double(sums.count)
+    return EvaluationResult(
+      loss: loss, accuracy: Double(sums.correct) / Double(sums.count),
+      perplexity: isLanguageModel ? exp(loss) : nil, examples: data.count,
+      seconds: Clock.seconds - start)
+  }
+}
+
+/// Time that only runs forward.
+enum Clock {
+  /// Seconds since some fixed moment.
+  static var seconds: Double {
+    var time = timespec()
+    clock_gettime(CLOCK_MONOTONIC, &time)
+    return Double(time.tv_sec) + Double(time.tv_nsec) * 1e-9
+  }
+}

@@ -1,0 +1,36 @@
+import PEFTSupport
+
+/// `metrics.jsonl`: one object a step, and one for each evaluation.
+final class MetricsLog {
+  static let fileName = "metrics.jsonl"
+  private let file: OutputFile
+
+  /// Opens the log for appending.
+  ///
+  /// - Parameters:
+  ///   - path: The file.
+  ///   - steps: Entries up to this step are kept; 0 begins a new log.
+  init(_ path: String, keepingSteps steps: Int) throws(PEFTError) {
+    var kept = ""
+    if steps > 0, FileSystem.exists(path) {
+      // A run that was killed may have logged more than it saved, and half a line at the end.
+      for line in try FileSystem.read(path).split(separator: UInt8(ascii: "\n")) {
+        guard let entry = (try? JSONValue(parsing: Array(line)))?.object,
+          let step = entry["step"]?.int, step <= steps,
+          entry["loss"] != nil || entry["eval_loss"] != nil
+        else { continue }
+        kept += String(decoding: line, as: UTF8.self) + "\n"
+      }
+    }
+    try FileSystem.write(path, kept)
+    file = try OutputFile(creating: path, appending: true)
+  }
+
+  /// Appends an entry as one line.
+  ///
+  /// - Throws: ``PEFTError`` `fileAccess`, among others when the disk is full; the file then ends
+  ///   with the line before.
+  func append(_ members: [(String, JSONValue)]) throws(PEFTError) {
+    try file.append(Array((JSONValue.object(JSONObject(members)).text(.spaced) + "\n").utf8))
+  }
+}

@@ -1,0 +1,199 @@
+import BLASKernels
+import PEFTCore
+import PEFTSupport
+import Tensors
+
+/// What a run saves beside the adapter's weights.
+public struct RunArtifacts: Sendable {
+  /// The resolved settings; those of ``TrainingArguments`` unless given.
+  public var settings: JSONObject?
+  /// Text of the model card.
+  public var card: String?
+  /// The names of a classifier's labels.
+  public var labels: LabelSet?
+
+  /// Creates a description.
+  public init(settings: JSONObject? = nil, card: String? = nil, labels: LabelSet? = nil) {
+    self.settings = settings
+    self.card = card
+    self.labels = labels
+  }
+}
+
+extension Trainer {
+  /// The only adapter that is trained.
+  private var adapter: String { model.activeAdapters.first ?? "default" }
+
+  // MARK: Resuming
+
+  /// Restores the state of a checkpoint, where the settings ask for it.
+  func resume(_ observe: (TrainingEvent) throws -> Void) throws {
+    let folder: String
+    switch arguments.resumption {
+    case .none: return
+    case .checkpoint(let path): folder = path
+    case .newest:
+      guard let newest = try newestCheckpoint() else {
+        try observe(
+          .notice("no checkpoint in \(arguments.outputFolder): starting from the beginning"))
+        return
+      }
+      folder = newest
+    }
+    guard FileSystem.isDirectory(folder) else {
+      throw PEFTError(
+        .fileNotFound, "no such checkpoint folder ('resume_from_checkpoint')", at: folder,
+        remedy: "Name a checkpoint-N folder, or use true for the newest.")
+    }
+    let saved = try RunRecord(folder: folder)
+    try record.check(against: saved, folder: folder)
+    let content = try AdapterFolder(folder)
+    try checkAdapter(content)
+    try checkLabels(folder)
+    let loaded = try TrainerState(folder: folder)
+    try model.loadTensors(content.tensors, into: adapter)
+    try optimizer.load(
+      SafetensorsFile(FileSystem.join(folder, CheckpointFolder.optimizerName)))
+    state = loaded
+    if saved.threads != record.threads {
+      try observe(
+        .notice(
+          "the checkpoint was made with \(saved.threads) threads, now there are "
+            + "\(record.threads): rounding may differ"))
+    }
+    record.id = saved.id
+  }
+
+  private func newestCheckpoint() throws -> String? {
+    // The record in the output folder says which run was the last one there.
+    let output = arguments.outputFolder
+    guard FileSystem.exists(FileSystem.join(output, RunRecord.fileName)) else { return nil }
+    let id = try RunRecord(folder: output).id
+    return try checkpoints.steps(ofRun: id).last.map(checkpoints.path)
+  }
+
+  /// Refuses a checkpoint whose adapter has other settings.
+  private func checkAdapter(_ folder: AdapterFolder) throws(PEFTError) {
+    let now = try model.config(adapter).object
+    // Through a reading, so that both sides are in the same form.
+    let then = try model.registry.config(folder.config).object
+    for (key, value) in now.members
+    where !["base_model_name_or_path", "inference_mode"].contains(key) && value != then[key] {
+      throw PEFTError(
+        .invalidState,
+        "the adapter's '\(key)' is \(value.text(.spaced)), the checkpoint was made with "
+          + "\((then[key] ?? .null).text(.spaced))", at: folder.path,
+        remedy: "Use the checkpoint's value, or begin a new run.")
+    }
+  }
+
+  private func checkLabels(_ folder: String) throws(PEFTError) {
+    let path = FileSystem.join(folder, LabelSet.fileName)
+    guard let labels = artifacts.labels, FileSystem.exists(path) else { return }
+    if try LabelSet(file: path) != labels {
+      throw PEFTError(
+        .invalidState, "the labels are not those of the checkpoint", at: path,
+        remedy: "Set 'labels' to this file.")
+    }
+  }
+
+  // MARK: Output
+
+  /// Makes the output folder and saves the resolved settings in it.
+  func prepareOutput() throws(PEFTError) {
+    let output = arguments.outputFolder
+    try FileSystem.createDirectory(output)
+    try checkpoints.removeLeftovers()
+    try FileSystem.write(
+      FileSystem.join(output, RunRecord.fileName), Self.text(record.object))
+  }
+
+  /// Writes the checkpoint of the present step; it is complete or absent.
+  func save(_ observe: (TrainingEvent) throws -> Void) throws {
+    let path = checkpoints.path(state.step)
+    try FileSystem.writeDirectory(path) { folder in
+      try self.writeAdapter(into: folder)
+      try SafetensorsWriter.write(
+        self.optimizer.items, to: FileSystem.join(folder, CheckpointFolder.optimizerName))
+      try FileSystem.write(
+        FileSystem.join(folder, RunRecord.fileName), Self.text(self.record.object))
+      try self.writeState(into: folder, saving: self.state.step)
+    }
+    if let limit = arguments.saveTotalLimit {
+      try checkpoints.prune(ofRun: record.id, keeping: limit, best: state.bestStep)
+    }
+    try observe(.saved(path: path))
+  }
+
+  private func writeAdapter(into folder: String) throws(PEFTError) {
+    // The adapter's config comes last: a folder without it is not taken for an adapter.
+    if let labels = artifacts.labels {
+      try FileSystem.write(
+        FileSystem.join(folder, LabelSet.fileName), labels.json.text(.indented) + "\n")
+    }
+    try model.write(into: folder, adapter: adapter, card: artifacts.card)
+  }
+
+  private func writeState(into folder: String, saving step: Int?) throws(PEFTError) {
+    let present = try checkpoints.steps(ofRun: record.id) + (step.map { [$0] } ?? [])
+    let best = state.bestStep.flatMap { present.contains($0) ? checkpoints.path($0) : nil }
+    try FileSystem.write(
+      FileSystem.join(folder, TrainerState.fileName),
+      Self.text(state.object(plan, arguments, bestFolder: best)))
+  }
+
+  private static func text(_ object: JSONObject) -> String {
+    JSONValue.object(object).text(.indented) + "\n"
+  }
+
+  // MARK: Evaluating
+
+  /// Evaluates the present weights and remembers whether they are the best.
+  func evaluate(
+    _ log: MetricsLog, _ observe: (TrainingEvent) throws -> Void
+  ) throws -> EvaluationResult? {
+    guard let validation else { return nil }
+    let result = try measure(validation, observe)
+    let value = result.value(of: metric) ?? result.loss
+    let isBetter = state.bestMetric.map { metric == "accuracy" ? value > $0 : value < $0 } ?? true
+    if isBetter {
+      state.bestMetric = value
+      state.bestStep = state.step
+    }
+    let epoch = plan.epochs(after: state.step)
+    let members = [("step", .int(state.step)), ("epoch", .double(epoch))] + result.members("eval")
+    try log.append(members)
+    state.logHistory.append(.object(JSONObject(members)))
+    try observe(.evaluated(result, name: "eval", epoch: epoch, isBest: isBetter))
+    return result
+  }
+
+  private func measure(
+    _ data: Dataset, _ observe: (TrainingEvent) throws -> Void
+  ) throws -> EvaluationResult {
+    try Evaluator(objective).evaluate(data, batchSize: arguments.evaluationBatchSize) { done in
+      try observe(.evaluating(done: done, total: data.count))
+    }
+  }
+
+  /// Takes the best weights if asked for, evaluates them on the test data and saves the adapter.
+  func finish(
+    _ summary: inout TrainingSummary, _ log: MetricsLog, _ observe: (TrainingEvent) throws -> Void
+  ) throws {
+    if arguments.loadsBestAtEnd, let best = state.bestStep, best != state.step {
+      let folder = checkpoints.path(best)
+      try model.loadTensors(AdapterFolder(folder).tensors, into: adapter)
+      summary.loadedBest = folder
+    }
+    let epoch = plan.epochs(after: state.step)
+    if let test {
+      let result = try measure(test, observe)
+      summary.test = result
+      try log.append(
+        [("step", .int(state.step)), ("epoch", .double(epoch))] + result.members("test"))
+      try observe(.evaluated(result, name: "test", epoch: epoch, isBest: false))
+    }
+    try writeState(into: arguments.outputFolder, saving: nil)
+    try writeAdapter(into: arguments.outputFolder)
+  }
+}

@@ -1,0 +1,101 @@
+import PEFTSupport
+import Testing
+
+@testable import BLASKernels
+
+/// Expected values: a decomposition multiplies back to its matrix and its factors are orthonormal; singular
+/// values of a matrix built from known ones.
+extension Kernels {
+  @Suite struct LAPACKTests {
+    /// X Y for X `[m, k]` and Y `[k, n]`, by the definition.
+    static func product(_ m: Int, _ n: Int, _ k: Int, _ x: [Float], _ y: [Float]) -> [Double] {
+      (0..<m * n).map { index in
+        (0..<k).reduce(0.0) { $0 + Double(x[index / n * k + $1]) * Double(y[$1 * n + index % n]) }
+      }
+    }
+
+    /// The largest |XᵀX − 1| for columns, or |XXᵀ − 1| for rows.
+    static func deviation(_ x: [Float], rows: Int, columns: Int, ofRows: Bool) -> Double {
+      let transposed = (0..<x.count).map { x[$0 % rows * columns + $0 / rows] }
+      let k = ofRows ? rows : columns
+      let gram =
+        ofRows
+        ? product(k, k, columns, x, transposed) : product(k, k, rows, transposed, x)
+      return gram.indices.reduce(0) { max($0, abs(gram[$1] - ($1 / k == $1 % k ? 1 : 0))) }
+    }
+
+    @Test(arguments: [(1, 1), (5, 3), (3, 5), (40, 40), (130, 50), (50, 130)])
+    func singularValues(m: Int, n: Int) throws {
+      let x = numbers(m * n, seed: 1)
+      let k = min(m, n)
+      let result = try LAPACK.svd(Slice(x), m: m, n: n)
+      let (u, s, vt) = (result.u.array, result.s.array, result.vt.array)
+      #expect(result.rank == k && zip(s, s.dropFirst()).allSatisfy { $0 >= $1 } && s.last! >= 0)
+      #expect(Self.deviation(u, rows: m, columns: k, ofRows: false) < 1e-5)
+      #expect(Self.deviation(vt, rows: k, columns: n, ofRows: true) < 1e-5)
+      let scaled = u.indices.map { u[$0] * s[$0 % k] }
+      #expect(errorOfLargest(x, Self.product(m, n, k, scaled, vt)) < 1e-5)
+      for i in 0..<k {
+        let column = (0..<m).map { u[$0 * k + i] }
+        #expect(column.max { abs($0) < abs($1) }! > 0)
+      }
+    }
+
+    @Test(arguments: [(1, 1), (5, 3), (3, 5), (40, 40), (130, 50), (50, 130)])
+    func orthogonalTriangular(m: Int, n: Int) throws {
+      let x = numbers(m * n, seed: 2)
+      let k = min(m, n)
+      let (q, r) = try LAPACK.qr(Slice(x), m: m, n: n)
+      #expect(Self.deviation(q.array, rows: m, columns: k, ofRows: false) < 1e-5)
+      #expect(errorOfLargest(x, Self.product(m, n, k, q.array, r.array)) < 1e-5)
+      let upper = r.array
+      #expect(upper.indices.allSatisfy { $0 % n >= $0 / n || upper[$0] == 0 })
+    }
+
+    @Test func leadingSingularValues() throws {
+      let (m, n, rank) = (150, 90, 8)
+      // Orthonormal factors and values 2⁻ⁱ, so that the leading ones stand out.
+      let u = try LAPACK.qr(Slice(numbers(m * n, seed: 3)), m: m, n: n).q
+      let v = try LAPACK.qr(Slice(numbers(n * n, seed: 4)), m: n, n: n).q
+      let s = (0..<n).map { Float(sign: .plus, exponent: -$0, significand: 1) }
+      let scaled = MutableSlice<Float>(count: m * n)
+      Rows.scaleColumns(rows: m, columns: n, u.readOnly, by: Slice(s), into: scaled)
+      let x = MutableSlice<Float>(count: m * n)
+      BLAS.gemm(.no, .yes, m: m, n: n, k: n, scaled.readOnly, v.readOnly, into: x)
+      let full = try LAPACK.svd(x.readOnly, m: m, n: n)
+      let result = try LAPACK.truncatedSVD(x.readOnly, m: m, n: n, rank: rank, seed: 5)
+      #expect(result.rank == rank)
+      for i in 0..<rank {
+        #expect(abs(result.s[i] - s[i]) < 2e-6)
+        for row in 0..<m { #expect(abs(result.u[row * rank + i] - full.u[row * n + i]) < 1e-3) }
+        for column in 0..<n {
+          #expect(abs(result.vt[i * n + column] - full.vt[i * n + column]) < 1e-3)
+        }
+      }
+      let again = try LAPACK.truncatedSVD(x.readOnly, m: m, n: n, rank: rank, seed: 5)
+      #expect(again.u.array == result.u.array && again.s.array == result.s.array)
+    }
+
+    @Test func rankBeyondTheMatrix() throws {
+      let x = Slice(numbers(6 * 4, seed: 6))
+      let result = try LAPACK.truncatedSVD(x, m: 6, n: 4, rank: 10)
+      #expect(result.rank == 4)
+      let full = try LAPACK.svd(x, m: 6, n: 4)
+      #expect(errorOfLargest(result.s.array, doubles(full.s.array)) < 1e-5)
+    }
+
+    @Test func refusesWhatIsNotFinite() {
+      let bad = Slice<Float>([1, .nan, 3, 4])
+      for body in [
+        { _ = try LAPACK.svd(bad, m: 2, n: 2) }, { _ = try LAPACK.qr(bad, m: 2, n: 2) },
+        { _ = try LAPACK.truncatedSVD(bad, m: 2, n: 2, rank: 1) },
+      ] as [() throws -> Void] {
+        #expect {
+          try body()
+        } throws: { error in
+          (error as? PEFTError)?.code == .numericalFailure
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,162 @@
+import Foundation
+import PEFTSupport
+import TestSupport
+import Testing
+
+struct FileSystemTests {
+  let folder: TemporaryFolder
+
+  init() throws { folder = try TemporaryFolder() }
+
+  struct Stop: Error {}
+
+  @Test func readsWhatWasWritten() throws {
+    let path = folder("a.txt")
+    try FileSystem.write(path, "grüße")
+    #expect(try FileSystem.read(path) == Array("grüße".utf8))
+    try FileSystem.write(path, "")
+    #expect(try FileSystem.read(path) == [])
+    #expect(folder.names == ["a.txt"])
+  }
+
+  @Test func readsFilesThatReportNoSize() throws {
+    // The kernel gives these files the size 0.
+    let status = String(decoding: try FileSystem.read("/proc/self/status"), as: UTF8.self)
+    #expect(status.contains("Name:") && status.hasSuffix("\n"))
+  }
+
+  @Test func failedWriteKeepsTheOldFile() throws {
+    let path = folder("a.txt")
+    try FileSystem.write(path, "old")
+    let failure = PEFTError(.invalidData, "stop")
+    #expect(throws: PEFTError.self) {
+      try FileSystem.write(path) { (file) throws(PEFTError) in
+        try file.write(Array("half".utf8))
+        throw failure
+      }
+    }
+    #expect(try FileSystem.read(path) == Array("old".utf8))
+    #expect(folder.names == ["a.txt"])
+  }
+
+  @Test func fullDiskIsAnErrorAndKeepsTheOldFile() throws {
+    let error = #expect(throws: PEFTError.self) {
+      let file = try OutputFile(creating: "/dev/full")
+      try file.write([UInt8](repeating: 7, count: 100))
+    }
+    #expect(
+      error?.description
+        == "/dev/full: cannot write: No space left on device. "
+        + "Free some space or choose another output folder.")
+    #expect(error?.code == .fileAccess)
+    // The atomic write meets the full disk through its temporary file.
+    let path = folder("a.txt")
+    try FileSystem.write(path, "old")
+    try FileManager.default.createSymbolicLink(
+      atPath: "\(path).partial-\(getpid())", withDestinationPath: "/dev/full")
+    #expect(throws: PEFTError.self) { try FileSystem.write(path, "new") }
+    #expect(try FileSystem.read(path) == Array("old".utf8))
+    #expect(folder.names == ["a.txt"])
+  }
+
+  @Test func appendsToAFile() throws {
+    let path = try folder.write("log", "one\n")
+    do {
+      let file = try OutputFile(creating: path, appending: true)
+      try file.write(Array("two\n".utf8))
+      try file.sync()
+    }
+    #expect(try FileSystem.read(path) == Array("one\ntwo\n".utf8))
+  }
+
+  @Test func errorsNamePathAndRemedy() throws {
+    let missing = folder("no/such/file")
+    let error = #expect(throws: PEFTError.self) { try FileSystem.read(missing) }
+    #expect(error?.code == .fileNotFound)
+    #expect(
+      error?.description == "\(missing): cannot open: No such file or directory. Check the path.")
+    let asFile = #expect(throws: PEFTError.self) { try FileSystem.read(folder.path) }
+    #expect(asFile?.message == "is a folder, a file was expected")
+    #expect(throws: PEFTError.self) { try FileSystem.list(missing) }
+    let created = #expect(throws: PEFTError.self) { try FileSystem.write(missing, "x") }
+    #expect(created?.code == .fileNotFound)
+    let json = try folder.write("a.json", "{\"a\": }")
+    let malformed = #expect(throws: PEFTError.self) { try FileSystem.readJSON(json) }
+    #expect(
+      malformed?.description == "\(json): not valid JSON: expected a value, found '}' at byte 6")
+  }
+
+  /// Nobody, not even root, can create anything in /proc; a file stands where a folder should be.
+  @Test func unwritableFoldersAreErrors() throws {
+    #expect(throws: PEFTError.self) { try FileSystem.write("/proc/peft-test", "x") }
+    #expect(throws: PEFTError.self) {
+      try FileSystem.writeDirectory("/proc/peft-test") { _ in }
+    }
+    let file = try folder.write("file", "x")
+    let error = #expect(throws: PEFTError.self) {
+      try FileSystem.writeDirectory("\(file)/inside") { _ in }
+    }
+    #expect(error?.location == file)
+    let onFile = #expect(throws: PEFTError.self) { try FileSystem.writeDirectory(file) { _ in } }
+    #expect(onFile?.message == "is a file, a folder was to be written")
+    #expect(try FileSystem.read(file) == Array("x".utf8))
+    #expect(folder.names == ["file"])
+  }
+
+  @Test func folderIsCompleteOrAbsent() throws {
+    let path = folder("out/adapter")
+    #expect(throws: Stop.self) {
+      try FileSystem.writeDirectory(path) { temporary in
+        try FileSystem.write("\(temporary)/a", "1")
+        #expect(!FileSystem.exists(path))
+        throw Stop()
+      }
+    }
+    #expect(try FileSystem.list(folder("out")) == [])
+    try FileSystem.writeDirectory(path + "/") { try FileSystem.write("\($0)/a", "1") }
+    #expect(try FileSystem.list(folder("out")) == ["adapter"])
+    // Replacing: the old content stays until the new is complete, and nothing of it after.
+    #expect(throws: Stop.self) {
+      try FileSystem.writeDirectory(path) { temporary in
+        try FileSystem.write("\(temporary)/b", "2")
+        #expect(try FileSystem.list(path) == ["a"])
+        throw Stop()
+      }
+    }
+    #expect(try FileSystem.list(path) == ["a"])
+    try FileSystem.writeDirectory(path) { try FileSystem.write("\($0)/b", "2") }
+    #expect(try FileSystem.list(path) == ["b"])
+    #expect(try FileSystem.list(folder("out")) == ["adapter"])
+  }
+
+  @Test func removingATreeDoesNotFollowLinks() throws {
+    try FileSystem.createDirectory(folder("kept/deep"))
+    _ = try folder.write("kept/deep/file", "x")
+    try FileSystem.createDirectory(folder("gone/deep"))
+    _ = try folder.write("gone/deep/file", "x")
+    try FileManager.default.createSymbolicLink(
+      atPath: folder("gone/link"), withDestinationPath: folder("kept"))
+    FileSystem.removeTree(folder("gone"))
+    FileSystem.removeTree(folder("never there"))
+    #expect(folder.names == ["kept"])
+    #expect(FileSystem.exists(folder("kept/deep/file")))
+  }
+
+  @Test func joinsAndListsNames() throws {
+    #expect(FileSystem.join("a", "b") == "a/b")
+    #expect(FileSystem.join("a/", "b") == "a/b")
+    #expect(FileSystem.join("", "b") == "b")
+    for name in ["b", "a", ".hidden"] { _ = try folder.write(name, "") }
+    #expect(try FileSystem.list(folder.path) == [".hidden", "a", "b"])
+    #expect(FileSystem.isDirectory(folder.path))
+    #expect(!FileSystem.isDirectory(folder("a")))
+  }
+
+  @Test func errorTextPutsPlaceMessageAndRemedyTogether() {
+    let error = PEFTError(.unsupported, "no 'x'", remedy: "Use y.")
+    #expect(error.description == "no 'x'. Use y.")
+    #expect(error.located(at: "f.json").description == "f.json: no 'x'. Use y.")
+    #expect(error.located(at: "f.json").located(at: "other").location == "f.json")
+    #expect(PEFTError.Code("mine.broken").description == "mine.broken")
+  }
+}

@@ -1,0 +1,141 @@
+import PEFTSupport
+import TestSupport
+import Testing
+
+@testable import Training
+
+/// A run that is interrupted and resumed must end with the weights of one that was not, to the
+/// bit.
+@Suite(.serialized)
+struct ResumeTests {
+  @Test(arguments: [(TinyRun.Kind.classifier, 7), (.classifier, 12), (.languageModel, 1)])
+  func resumingEqualsAnUninterruptedRun(_ kind: TinyRun.Kind, _ step: Int) throws {
+    let run = try TinyRun(kind)
+    let common: [String: JSONValue] = [
+      "validation_file": .string(run.folder("validation.jsonl")),
+      "gradient_accumulation_steps": 2, "num_train_epochs": 6,
+    ]
+    func changes(_ other: [String: JSONValue]) -> [String: JSONValue] {
+      common.merging(other) { $1 }
+    }
+    let whole = try run.train(changes(["output_dir": .string(run.folder("whole"))]))
+    #expect(whole.steps == 18)
+    let part = try run.train(common, stopAfter: step)
+    #expect(part.isInterrupted && part.steps == step)
+    #expect(!FileSystem.exists(run.folder("out/adapter_config.json")))
+    var resumedAt = 0
+    let rest = try run.train(changes(["resume_from_checkpoint": true])) { event in
+      if case .started(_, let step) = event { resumedAt = step }
+    }
+    #expect(resumedAt == step && rest.steps == 18)
+    #expect(try run.weights() == run.weights("whole"))
+    #expect(try run.losses() == run.losses("whole"))
+    #expect(rest.loss == whole.loss)
+    #expect(
+      try FileSystem.read(run.folder("out/checkpoint-18/optimizer.safetensors"))
+        == FileSystem.read(run.folder("whole/checkpoint-18/optimizer.safetensors")))
+    let evaluations = { (name: String) in
+      try run.metrics(name).compactMap { $0["eval_loss"]?.double }
+    }
+    #expect(try evaluations("out") == evaluations("whole"))
+  }
+
+  /// As a kill leaves it: more metrics than the checkpoint, half a line, and half a checkpoint.
+  @Test func whatAKillLeavesBehindIsCleanedUp() throws {
+    let run = try TinyRun()
+    try run.train(["output_dir": .string(run.folder("whole"))])
+    try run.train(stopAfter: 6)
+    let out = run.folder("out")
+    FileSystem.removeTree("\(out)/checkpoint-6.partial-1")
+    try FileSystem.createDirectory("\(out)/checkpoint-12.partial-99")
+    try FileSystem.write("\(out)/checkpoint-12.partial-99/adapter_config.json", "{")
+    var metrics = String(decoding: try FileSystem.read("\(out)/metrics.jsonl"), as: UTF8.self)
+    metrics += "{\"step\": 7, \"epoch\": 1.2, \"loss\": 5}\n{\"step\": 8, \"lo"
+    try FileSystem.write("\(out)/metrics.jsonl", metrics)
+    try run.train(["resume_from_checkpoint": true])
+    #expect(try run.weights() == run.weights("whole"))
+    #expect(try run.losses() == run.losses("whole"))
+    #expect(try FileSystem.list(out).filter { $0.contains("partial") }.isEmpty)
+  }
+
+  @Test func withoutACheckpointTheRunBegins() throws {
+    let run = try TinyRun()
+    var notices: [String] = []
+    let summary = try run.train(["resume_from_checkpoint": true]) { event in
+      if case .notice(let text) = event { notices.append(text) }
+    }
+    #expect(summary.steps == 18)
+    #expect(notices == ["no checkpoint in \(run.folder("out")): starting from the beginning"])
+  }
+
+  @Test func aFinishedRunIsNotTrainedFurther() throws {
+    let run = try TinyRun()
+    try run.train()
+    let before = try run.weights()
+    let again = try run.train(["resume_from_checkpoint": true])
+    #expect(again.steps == 18 && again.tokens == 0)
+    #expect(try run.weights() == before)
+    #expect(try run.losses().count == 18)
+  }
+
+  /// Checkpoints of an earlier run in the same folder are neither resumed nor removed.
+  @Test func anotherRunsCheckpointsAreLeftAlone() throws {
+    let run = try TinyRun()
+    try run.train(["num_train_epochs": 4])
+    try run.train(["save_total_limit": 1], stopAfter: 8)
+    var resumedAt = 0
+    try run.train(["save_total_limit": 1, "resume_from_checkpoint": true]) { event in
+      if case .started(_, let step) = event { resumedAt = step }
+    }
+    #expect(resumedAt == 8)
+    #expect(FileSystem.exists(run.folder("out/checkpoint-24")))
+    #expect(!FileSystem.exists(run.folder("out/checkpoint-8")))
+  }
+
+  @Test(
+    arguments: [
+      ("learning_rate", 0.02, "'learning_rate' is 0.02, the checkpoint was made with 0.01"),
+      ("seed", 4, "'seed' is 4, the checkpoint was made with 3"),
+      ("per_device_train_batch_size", 2, "'per_device_train_batch_size' is 2"),
+      ("warmup_steps", 3, "'warmup_steps' is 3, the checkpoint was made with 2"),
+      ("num_train_epochs", 4, "'num_train_epochs' makes the run 24 steps long"),
+      ("lora.lora_alpha", 3, "the adapter's 'lora_alpha' is 3, the checkpoint was made with 8"),
+      ("shuffle", false, "'shuffle' is false"),
+      ("model_config.layer_norm_eps", 1e-6, "'model_config' is"),
+    ] as [(String, JSONValue, String)])
+  func settingsThatChangeTheResultAreRefused(
+    _ key: String, _ value: JSONValue, _ expected: String
+  ) throws {
+    let run = try TinyRun()
+    try run.train(stopAfter: 4)
+    let text = failure { try run.train(["resume_from_checkpoint": true, key: value]) }
+    #expect(text.contains(expected), "\(text)")
+    #expect(text.contains("checkpoint-4"))
+  }
+
+  @Test func otherDataIsRefused() throws {
+    let run = try TinyRun()
+    try run.train(stopAfter: 4)
+    let text = failure {
+      try run.train([
+        "resume_from_checkpoint": true, "train_file": .string(run.folder("validation.jsonl")),
+        "max_steps": 18,
+      ])
+    }
+    #expect(text.contains("'train_file' has 9 examples that are not the 22"), "\(text)")
+  }
+
+  @Test func foldersThatAreNoCheckpointsAreRefused() throws {
+    let run = try TinyRun()
+    let missing = failure { try run.train(["resume_from_checkpoint": .string(run.folder("none"))]) }
+    #expect(missing.contains("no such checkpoint folder"))
+    let wrong = failure { try run.train(["resume_from_checkpoint": .string(run.folder("model"))]) }
+    #expect(wrong.contains("has no training_config.json"))
+    try run.train(stopAfter: 4)
+    let checkpoint = run.folder("out/checkpoint-4")
+    let bytes = try FileSystem.read("\(checkpoint)/optimizer.safetensors")
+    _ = try run.folder.write("out/checkpoint-4/optimizer.safetensors", Array(bytes.dropLast(9)))
+    let broken = failure { try run.train(["resume_from_checkpoint": .string(checkpoint)]) }
+    #expect(broken.contains("optimizer.safetensors"), "\(broken)")
+  }
+}
