@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE))
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from generator import combine, dora, fields, inspection, layers, models, optimisers, targets  # noqa: E402
+from generator import combine, conformance, dora, fields, inspection, layers, models, optimisers, targets  # noqa: E402
 
 
 def main() -> None:
@@ -46,6 +46,7 @@ def main() -> None:
         "dora": dora.make,
         "combine": combine.make,
         "fields": fields.make,
+        "conformance": conformance.make,
     }
     names = sys.argv[1:] or list(jobs)
     unknown = [name for name in names if name not in jobs]
