@@ -26,7 +26,18 @@ sys.path.insert(0, str(HERE))
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from generator import combine, conformance, dora, fields, inspection, layers, models, optimisers, targets  # noqa: E402
+from generator import (  # noqa: E402
+    combine,
+    conformance,
+    dora,
+    fields,
+    inits,
+    inspection,
+    layers,
+    models,
+    optimisers,
+    targets,
+)
 
 
 def main() -> None:
@@ -47,6 +58,7 @@ def main() -> None:
         "combine": combine.make,
         "fields": fields.make,
         "conformance": conformance.make,
+        "inits": inits.make,
     }
     names = sys.argv[1:] or list(jobs)
     unknown = [name for name in names if name not in jobs]
