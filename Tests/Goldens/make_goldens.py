@@ -26,8 +26,19 @@ sys.path.insert(0, str(HERE))
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from generator import combine, dora, fields, inspection, layers, models  # noqa: E402
-from generator import optimisers, rotary, targets  # noqa: E402
+from generator import (  # noqa: E402
+    combine,
+    conformance,
+    dora,
+    fields,
+    inits,
+    inspection,
+    layers,
+    models,
+    optimisers,
+    rotary,
+    targets,
+)
 
 
 def main() -> None:
@@ -48,6 +59,8 @@ def main() -> None:
         "dora": dora.make,
         "combine": combine.make,
         "fields": fields.make,
+        "conformance": conformance.make,
+        "inits": inits.make,
     }
     names = sys.argv[1:] or list(jobs)
     unknown = [name for name in names if name not in jobs]

@@ -299,8 +299,15 @@ def make() -> None:
         make_adapters()
         model = load()
         listed = cases()
+        sums: dict[str, str] = {}
         for index, entry in enumerate(listed):
             found = combine(model, entry, SEED + index)
+            # Equal sums are stored once.
+            key = f"{entry['adapters']} {entry['weights']}"
+            if found:
+                entry["sum_in"] = sums.setdefault(key, entry["name"])
+            if sums.get(key) != entry["name"]:
+                found = {k: v for k, v in found.items() if not k.startswith("sum.")}
             if found:
                 save(found, FOLDER / f"{entry['name']}.safetensors")
     (FOLDER / "cases.json").write_text(compact(listed))
