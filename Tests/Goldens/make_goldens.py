@@ -31,6 +31,7 @@ from generator import (  # noqa: E402
     conformance,
     dora,
     fields,
+    files,
     inits,
     inspection,
     layers,
@@ -61,6 +62,7 @@ def main() -> None:
         "fields": fields.make,
         "conformance": conformance.make,
         "inits": inits.make,
+        "files": files.make,
     }
     names = sys.argv[1:] or list(jobs)
     unknown = [name for name in names if name not in jobs]
