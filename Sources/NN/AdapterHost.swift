@@ -46,12 +46,15 @@ public enum HostInput {
   case features(Tensor)
   /// Row numbers of an embedding.
   case tokenIDs([Int32])
+  /// Rows of features for one of the matrices of a ``StackedWeight``.
+  case expert(Tensor, index: Int)
 
   /// Number of rows.
   public var rows: Int {
     switch self {
     case .features(let x): return x.rows
     case .tokenIDs(let ids): return ids.count
+    case .expert(let x, _): return x.rows
     }
   }
 }
@@ -68,7 +71,8 @@ public struct HostParameters {
   public var weight: Weight
   /// The bias.
   public var bias: Parameter?
-  /// Whether another module owns the weight, as a tied output head's embedding does.
+  /// Whether another module owns the weight, as a tied output head's embedding does, and the layer
+  /// that a replicated one was copied from.
   public var isTied: Bool
 
   /// Creates a set of parameters.

@@ -14,6 +14,9 @@ public protocol Module: AnyObject {
   var children: [(name: String, module: any Module)] { get }
   /// The parameters that belong to this module itself, not to a child.
   var ownParameters: [ParameterInfo] { get }
+  /// Weights of this module itself that adapters can change though no layer holds them, such as the
+  /// stacked weights of experts; in the order in which Hugging Face's class declares them.
+  var weightHosts: [(name: String, host: any WeightHost)] { get }
 }
 
 extension Module {
@@ -23,6 +26,8 @@ extension Module {
   public var children: [(name: String, module: any Module)] { [] }
   /// The parameters that belong to this module itself.
   public var ownParameters: [ParameterInfo] { [] }
+  /// Weights of this module itself that adapters can change.
+  public var weightHosts: [(name: String, host: any WeightHost)] { [] }
 
   /// This module and all below it in depth-first order, each with its dotted path; the path of
   /// this module is empty.
@@ -40,9 +45,19 @@ extension Module {
 
   /// All parameters with their full names, `encoder.layer.0.….weight`; tied ones once.
   public func namedParameters() -> [(name: String, info: ParameterInfo)] {
-    namedModules().flatMap { path, module in
-      module.ownParameters.map { (path.isEmpty ? $0.name : "\(path).\($0.name)", $0) }
+    var seen: Set<Parameter.ID> = []
+    var result: [(String, ParameterInfo)] = []
+    for (path, module) in namedModules() {
+      let own =
+        module.weightHosts.flatMap { name, host in
+          [host.info(named: name)] + (host.adapters?.ownParameters ?? [])
+        } + module.ownParameters
+      for info in own {
+        if let parameter = info.parameter, !seen.insert(parameter.id).inserted { continue }
+        result.append((path.isEmpty ? info.name : "\(path).\(info.name)", info))
+      }
     }
+    return result
   }
 }
 
@@ -73,6 +88,14 @@ public struct ParameterInfo {
     parameter = nil
   }
 
+  /// Describes a frozen matrix that stands for a tensor of another shape.
+  public init(_ name: String, shape: [Int], _ matrix: any WeightMatrix) {
+    self.name = name
+    self.shape = shape
+    format = matrix.format
+    parameter = nil
+  }
+
   /// Number of elements.
   public var count: Int { shape.reduce(1, *) }
   /// Whether training changes it.
@@ -81,8 +104,8 @@ public struct ParameterInfo {
 
 /// Modules in a row, named by their index.
 public final class ModuleList<Element: Module>: Module {
-  /// The modules.
-  public let elements: [Element]
+  /// The modules; replication of layers repeats some of them.
+  public var elements: [Element]
 
   /// Creates a list.
   public init(_ elements: [Element]) { self.elements = elements }
@@ -93,6 +116,18 @@ public final class ModuleList<Element: Module>: Module {
   public var children: [(name: String, module: any Module)] {
     elements.enumerated().map { (String($0.offset), $0.element) }
   }
+}
+
+/// A model whose stack of layers can be put together anew from its own layers, several times the
+/// same one if so wished (peft's `layer_replication`).
+public protocol ReplicatesLayers: Module {
+  /// Number of layers.
+  var layerCount: Int { get }
+  /// Makes the stack anew: place i becomes a copy of the layer `sources[i]`, with the same base
+  /// weights and with slots of its own.
+  ///
+  /// - Returns: Puts the layers back that were there before.
+  func replicateLayers(_ sources: [Int]) -> () -> Void
 }
 
 /// A module without parameters that stands in the tree as PyTorch shows it: an activation, the

@@ -24,6 +24,17 @@ public struct PrintedModule: Equatable, Sendable {
     self.children = children.map { Child(name: $0.0, module: $0.1) }
   }
 
+  /// A dictionary of tensors, as PyTorch prints `ParameterDict` and peft `BufferDict`.
+  public static func tensors(
+    _ typeName: String, _ kind: String, _ shapes: [(name: String, shape: [Int])]
+  ) -> PrintedModule {
+    let lines = shapes.map { name, shape in
+      let size = shape.map(String.init).joined(separator: "x")
+      return "  (\(name)): \(kind) containing: [torch.FloatTensor of size \(size)]"
+    }
+    return PrintedModule(typeName, attributes: lines.joined(separator: "\n"))
+  }
+
   /// The text of `print(module)`: two spaces a level, runs of equal modules in a list folded to
   /// `(0-5): 6 x BertLayer(…)`.
   public var text: String {
@@ -34,7 +45,17 @@ public struct PrintedModule: Equatable, Sendable {
 
   private func write(prefix: String, indent: String, to lines: inout [String]) {
     guard !children.isEmpty else {
-      lines.append("\(indent)\(prefix)\(typeName)(\(attributes))")
+      if typeName == "None" {
+        lines.append("\(indent)\(prefix)None")
+        return
+      }
+      let texts = attributes.split(separator: "\n", omittingEmptySubsequences: false)
+      if texts.count < 2 {
+        lines.append("\(indent)\(prefix)\(typeName)(\(attributes))")
+      } else {
+        lines.append("\(indent)\(prefix)\(typeName)(")
+        lines += texts.map { "\(indent)  \($0)" } + ["\(indent))"]
+      }
       return
     }
     lines.append("\(indent)\(prefix)\(typeName)(")
@@ -61,8 +82,11 @@ public struct PrintedModule: Equatable, Sendable {
 extension Module {
   /// This module and all below it as PyTorch prints them, adapters shown.
   public var printed: PrintedModule {
-    let plain = PrintedModule(
+    var plain = PrintedModule(
       typeName, attributes: attributes, children: children.map { ($0.name, $0.module.printed) })
+    for (_, host) in weightHosts {
+      if let adapters = host.adapters { plain = adapters.printed(around: plain) }
+    }
     guard let host = self as? any AdapterHost, let adapters = host.adapters else { return plain }
     return adapters.printed(around: plain)
   }

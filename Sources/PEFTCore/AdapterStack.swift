@@ -23,6 +23,12 @@ public final class AdapterStack: HostAdapters {
   public private(set) var copies: [(adapter: String, parameters: HostParameters)] = []
   /// Names of the merged adapters.
   public private(set) var merged: [String] = []
+  /// Rows of the weight that adapters train.
+  private(set) var tokens: [(adapter: String, rows: TokenRows)] = []
+  /// Base weights that came with adapters and differ from the model's own.
+  private(set) var replacements: [(adapter: String, weight: any WeightMatrix)] = []
+  /// The bias that an adapter trains.
+  private(set) var trainedBias: TrainedBias?
   private var original: HostParameters?
 
   init(path: String, selection: AdapterSelection) {
@@ -40,15 +46,55 @@ public final class AdapterStack: HostAdapters {
     copies.first { $0.adapter == adapter }?.parameters
   }
 
+  /// The rows that an adapter trains.
+  func tokens(_ adapter: String) -> TokenRows? { tokens.first { $0.adapter == adapter }?.rows }
+
   /// Whether nothing is in the slot.
-  public var isEmpty: Bool { layers.isEmpty && copies.isEmpty }
+  public var isEmpty: Bool {
+    layers.isEmpty && copies.isEmpty && tokens.isEmpty && replacements.isEmpty
+      && trainedBias == nil
+  }
 
   func add(_ layer: any TunerLayer, adapter: String) { layers.append((adapter, layer)) }
   func add(_ copy: HostParameters, adapter: String) { copies.append((adapter, copy)) }
+  func add(_ rows: TokenRows, adapter: String) { tokens.append((adapter, rows)) }
+
+  func replaceBase(by weight: any WeightMatrix, adapter: String) {
+    replacements.removeAll { $0.adapter == adapter }
+    replacements.append((adapter, weight))
+  }
+
+  /// Lets an adapter train the host's bias.
+  func trainBias(_ adapter: String, host: any AdapterHost) {
+    if let bias = host.parameters.bias { trainedBias = TrainedBias(adapter, bias) }
+  }
+
+  /// Gives the host's bias its values from before.
+  func restoreBias() {
+    guard let bias = trainedBias else { return }
+    bias.trained.assign(bias.untrained.value)
+    bias.trained.isTrainable = false
+    trainedBias = nil
+  }
 
   func remove(_ adapter: String) {
     layers.removeAll { $0.adapter == adapter }
     copies.removeAll { $0.adapter == adapter }
+    tokens.removeAll { $0.adapter == adapter }
+    replacements.removeAll { $0.adapter == adapter }
+    if trainedBias?.adapter == adapter { restoreBias() }
+  }
+
+  /// Leaves what an adapter trained in the base: its copy, its bias.
+  func keep(_ adapters: [String], host: any AdapterHost) {
+    if let copy = adapters.lazy.compactMap({ self.copy($0) }).first {
+      host.parameters = copy
+      copy.info.forEach { $0.parameter?.isTrainable = false }
+    }
+    if let bias = trainedBias, adapters.contains(bias.adapter) {
+      bias.trained.isTrainable = false
+      trainedBias = nil
+    }
   }
 
   // MARK: Forward
@@ -57,19 +103,53 @@ public final class AdapterStack: HostAdapters {
   public func forward(
     _ input: HostInput, host: any AdapterHost, _ context: ForwardContext
   ) -> Tensor {
-    if selection.isDisabled { return host.base(input, original ?? host.parameters) }
+    if selection.isDisabled {
+      // As in peft, a trained bias is the base's own and stays.
+      return host.base(
+        input, withBias(original ?? host.parameters, for: selection.active, host: host))
+    }
     if let names = context.sequenceAdapters {
       return forwardMixed(names, input, host: host, context)
     }
     return forward(selection.active, input, host: host, context)
   }
 
+  /// The host's parameters with the bias that is right where the given adapters are in use.
+  private func withBias(
+    _ parameters: HostParameters, for active: [String], host: any AdapterHost
+  ) -> HostParameters {
+    guard let trainedBias, !active.contains(trainedBias.adapter),
+      parameters.bias?.id == trainedBias.trained.id
+    else { return parameters }
+    var result = parameters
+    result.bias = trainedBias.untrained
+    return result
+  }
+
+  /// The parameters that the given adapters see below their changes, nothing merged.
+  private func unmerged(_ active: [String], host: any AdapterHost) -> HostParameters {
+    if let copy = active.lazy.compactMap({ self.copy($0) }).first { return copy }
+    var result = withBias(original ?? host.parameters, for: active, host: host)
+    let replacement = active.lazy.compactMap { name in
+      self.replacements.first { $0.adapter == name }
+    }.first
+    if let replacement { result.weight = .matrix(replacement.weight) }
+    return result
+  }
+
   private func forward(
     _ active: [String], _ input: HostInput, host: any AdapterHost, _ context: ForwardContext
   ) -> Tensor {
-    let parameters = active.lazy.compactMap { self.copy($0) }.first ?? host.parameters
+    let parameters =
+      original == nil
+      ? unmerged(active, host: host)
+      : active.lazy.compactMap { self.copy($0) }.first ?? host.parameters
     var sum = host.base(input, parameters)
-    let layers = active.lazy.filter { !self.merged.contains($0) }.compactMap { self.layer($0) }
+    let others = active.lazy.filter { !self.merged.contains($0) }
+    for rows in others.compactMap({ self.tokens($0) }) {
+      rows.replace(in: &sum, input, bias: parameters.bias)
+    }
+    let layers = others.compactMap { self.layer($0) }
     // Taken before any layer adds to the sum: what a layer sees must not depend on the order.
     let base =
       layers.contains(where: \.needsBaseOutput)
@@ -98,10 +178,10 @@ public final class AdapterStack: HostAdapters {
     var inner = context
     inner.sequenceAdapters = nil
     // Merged adapters are in no one's share: each sequence gets its own and nothing else.
-    let base = host.base(input, original ?? host.parameters)
+    let base = host.base(input, unmerged([], host: host))
     var output = base
     var groups: [(name: String, rows: [Int32])] = []
-    for (sequence, name) in names.enumerated() where layer(name) != nil || copy(name) != nil {
+    for (sequence, name) in names.enumerated() where contains(name) {
       let own = rows(sequence).map { Int32($0) }
       if let place = groups.firstIndex(where: { $0.name == name }) {
         groups[place].rows += own
@@ -117,17 +197,31 @@ public final class AdapterStack: HostAdapters {
       case .tokenIDs(let ids):
         let own = rows.map { ids[Int($0)] }
         part = forwardPart(name, .tokenIDs(own), rows, base, host, inner)
+      case .expert(let x, let index):
+        part = forwardPart(
+          name, .expert(x.selectRows(rows), index: index), rows, base, host, inner)
       }
       output.replaceRows(rows, with: part)
     }
     return output
   }
 
+  /// Whether an adapter changes the host.
+  func contains(_ adapter: String) -> Bool {
+    layer(adapter) != nil || copy(adapter) != nil || tokens(adapter) != nil
+      || trainedBias?.adapter == adapter || replacements.contains { $0.adapter == adapter }
+  }
+
   private func forwardPart(
     _ name: String, _ input: HostInput, _ rows: [Int32], _ base: Tensor,
     _ host: any AdapterHost, _ context: ForwardContext
   ) -> Tensor {
-    let base = copy(name).map { host.base(input, $0) } ?? base.selectRows(rows)
+    let hasOwnBase =
+      copy(name) != nil || trainedBias?.adapter == name
+      || replacements.contains { $0.adapter == name }
+    let parameters = unmerged([name], host: host)
+    var base = hasOwnBase ? host.base(input, parameters) : base.selectRows(rows)
+    tokens(name)?.replace(in: &base, input, bias: parameters.bias)
     var sum = base
     layer(name)?.contribute(
       LayerCall(input: input, base: base, host: host, context: context), to: &sum)
@@ -142,13 +236,28 @@ public final class AdapterStack: HostAdapters {
   func mergedParameters(
     _ names: [String], host: any AdapterHost, checkingFinite: Bool
   ) throws -> HostParameters? {
-    let present = names.filter { layer($0) != nil }
+    let present = names.filter { layer($0) != nil || tokens($0) != nil }
     guard !present.isEmpty else { return nil }
-    var result = original ?? host.parameters
+    var result = unmerged(present.filter { copy($0) == nil }, host: host)
     let base = result.matrix
+    let bias = try mergedBias(present, result.bias)
+    let rowsOf = present.compactMap { tokens($0) }
+    var taken: Set<Int32> = []
+    for name in present {
+      guard let indices = tokens(name)?.indices else { continue }
+      guard taken.isDisjoint(with: indices) else {
+        throw PEFTError(
+          .invalidAdapter,
+          "Token indices of adapter \(name) are already defined and would result in undefined "
+            + "merging behavior. Only disjunct token indices are currently supported.",
+          at: path)
+      }
+      taken.formUnion(indices)
+    }
     let matrix = try base.merging { rows, block in
+      for own in rowsOf { own.replace(in: &block, rows: rows) }
       for name in present {
-        try self.layer(name)!.addDelta(rows: rows, to: &block, base: base)
+        try self.layer(name)?.addDelta(rows: rows, to: &block, base: base)
       }
       if checkingFinite, !block.allFinite {
         throw PEFTError(
@@ -159,9 +268,23 @@ public final class AdapterStack: HostAdapters {
       }
     }
     result.weight = .matrix(matrix)
+    result.bias = bias
     // A tied weight is no longer the one that it was tied to.
     result.isTied = false
     return result
+  }
+
+  private func mergedBias(_ names: [String], _ bias: Parameter?) throws(PEFTError) -> Parameter? {
+    let deltas = names.compactMap { layer($0)?.biasDelta }
+    guard let first = deltas.first else { return bias }
+    guard let bias else {
+      throw PEFTError(
+        .unsupported,
+        "Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias.",
+        at: path)
+    }
+    let sum = deltas.dropFirst().reduce(first) { $0 + $1 }
+    return Parameter(bias.value + sum, isTrainable: false)
   }
 
   func setMerged(_ names: [String], _ parameters: HostParameters, host: any AdapterHost) {
@@ -189,6 +312,9 @@ public final class AdapterStack: HostAdapters {
           info.parameter.map { ParameterInfo("modules_to_save.\(adapter).\(info.name)", $0) }
         }
       }
+      + tokens.filter { !$0.rows.isShared }.map { adapter, rows in
+        ParameterInfo("token_adapter.trainable_tokens_delta.\(adapter)", rows.rows)
+      }
   }
 
   /// `lora_A.weight` of the adapter `x` is `lora_A.x.weight` in memory, as in peft.
@@ -200,17 +326,7 @@ public final class AdapterStack: HostAdapters {
   /// How the host prints with its adapters.
   public func printed(around base: PrintedModule) -> PrintedModule {
     var result = base
-    if !copies.isEmpty {
-      result = PrintedModule(
-        "ModulesToSaveWrapper",
-        children: [
-          ("original_module", base),
-          (
-            "modules_to_save",
-            PrintedModule("ModuleDict", children: copies.map { ($0.adapter, base) })
-          ),
-        ])
-    }
+    if !tokens.isEmpty { result = printedTokens(around: result) }
     var rest = layers
     while let first = rest.first {
       let kind = type(of: first.layer)
@@ -219,5 +335,28 @@ public final class AdapterStack: HostAdapters {
       result = first.layer.printed(around: result, layers: same)
     }
     return result
+  }
+
+  /// The host with a wrapper for its trained rows, as peft prints it.
+  private func printedTokens(around base: PrintedModule) -> PrintedModule {
+    let shapes = tokens.map { ($0.adapter, $0.rows.rows.shape) }
+    return PrintedModule(
+      "TrainableTokensWrapper",
+      children: [
+        ("original_module", PrintedModule("None")),
+        (
+          "token_adapter",
+          PrintedModule(
+            "TrainableTokensLayer",
+            children: [
+              ("base_layer", base),
+              (
+                "trainable_tokens_delta",
+                .tensors("ParameterDict", "Parameter", shapes)
+              ),
+              ("trainable_tokens_original", .tensors("BufferDict", "Buffer", shapes)),
+            ])
+        ),
+      ])
   }
 }

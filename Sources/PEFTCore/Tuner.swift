@@ -23,6 +23,10 @@ public protocol Tuner: Sendable {
 
   /// The targets for a model type when the config names none.
   static func defaultTargets(modelType: String) -> TargetModules?
+
+  /// Names of modules that the method does not reach in models of a type, since their own code
+  /// bypasses the module.
+  static func unreachableModules(modelType: String) -> Set<String>
 }
 
 extension Tuner {
@@ -33,6 +37,8 @@ extension Tuner {
 
   /// The targets for a model type when the config names none.
   public static func defaultTargets(modelType: String) -> TargetModules? { nil }
+  /// The method reaches all modules.
+  public static func unreachableModules(modelType: String) -> Set<String> { [] }
 }
 
 /// Makes the adapter layer for a host, if the host is of its kind.
@@ -61,4 +67,10 @@ public struct AdapterSite {
   public let config: any TunerConfig
   /// Seed of the initial values.
   public let seed: UInt64
+  /// The parameter of the module that is adapted, for `target_parameters`; the path ends in it.
+  /// `nil` adapts the module as a whole.
+  public var parameter: String?
+  /// The layer of this adapter on the embedding that the host is tied to, when both are to have
+  /// the same change.
+  public var tied: (any TunerLayer)?
 }

@@ -16,6 +16,26 @@ public protocol TunerConfig: Sendable {
   /// Members of the file that the config has no property for.
   var unknownKeys: JSONObject { get set }
 
+  // The following have defaults: a method need not know them.
+
+  /// Weights that no layer holds and that are adapted, by name or end of a name.
+  var targetParameters: [String] { get }
+  /// Which biases of the base are trained.
+  var bias: BiasTraining { get }
+  /// Single rows of embeddings that are trained.
+  var trainableTokens: TrainableTokens? { get }
+  /// Whether what is done to a tied embedding is done to the layers tied to it.
+  var ensuresWeightTying: Bool { get }
+  /// Ranges of layers that the model's stack of layers is put together from anew; empty leaves it.
+  var layerReplication: [Range<Int>] { get }
+  /// Whether the adapter is only to be used, not trained.
+  var isInference: Bool { get set }
+  /// What is odd about the settings by themselves, in peft's words.
+  var remarks: [String] { get }
+
+  /// What is odd about the settings, given the modules that were matched, in peft's words.
+  func remarks(matching paths: [String]) -> [String]
+
   /// Reads the members of a config file.
   ///
   /// - Throws: ``PEFTError`` `invalidConfiguration` or `unsupported`, naming the key.
@@ -33,4 +53,23 @@ public protocol TunerConfig: Sendable {
 extension TunerConfig {
   /// Accepts all values.
   public func validate() throws(PEFTError) {}
+  /// No parameters.
+  public var targetParameters: [String] { [] }
+  /// No biases.
+  public var bias: BiasTraining { .none }
+  /// No tokens.
+  public var trainableTokens: TrainableTokens? { nil }
+  /// Tied layers are adapted each on its own.
+  public var ensuresWeightTying: Bool { false }
+  /// The model keeps its layers.
+  public var layerReplication: [Range<Int>] { [] }
+  /// Adapters are trained unless told otherwise when they are added.
+  public var isInference: Bool {
+    get { false }
+    set {}
+  }
+  /// No remarks.
+  public var remarks: [String] { [] }
+  /// No remarks.
+  public func remarks(matching paths: [String]) -> [String] { [] }
 }

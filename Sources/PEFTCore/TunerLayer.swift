@@ -27,6 +27,12 @@ public protocol TunerLayer: AnyObject {
   ///   - base: The host's untouched weight.
   func addDelta(rows: Range<Int>, to block: inout Tensor, base: any WeightMatrix) throws(PEFTError)
 
+  /// The change of the host's bias that merging makes; `nil` for none.
+  var biasDelta: Tensor? { get }
+
+  /// What is odd about the layer on its host, in peft's words.
+  var remark: String? { get }
+
   /// How peft prints the host with the layers of this tuner in it.
   ///
   /// - Parameters:
@@ -40,6 +46,10 @@ public protocol TunerLayer: AnyObject {
 extension TunerLayer {
   /// Whether ``contribute(_:to:)`` looks at the output of the untouched base layer.
   public var needsBaseOutput: Bool { false }
+  /// Nothing is odd.
+  public var remark: String? { nil }
+  /// No change of the bias.
+  public var biasDelta: Tensor? { nil }
 }
 
 /// A parameter of an adapter layer.
@@ -50,12 +60,18 @@ public struct AdapterParameter {
   public let parameter: Parameter
   /// Whether training changes it while its adapter is active.
   public let isTrained: Bool
+  /// Whether the file holds the transpose of the value, as for the adapter of a tied head, whose
+  /// factors are those of the embedding the other way round.
+  public let isTransposed: Bool
 
   /// Describes a parameter.
-  public init(_ suffix: String, _ parameter: Parameter, isTrained: Bool = true) {
+  public init(
+    _ suffix: String, _ parameter: Parameter, isTrained: Bool = true, isTransposed: Bool = false
+  ) {
     self.suffix = suffix
     self.parameter = parameter
     self.isTrained = isTrained
+    self.isTransposed = isTransposed
   }
 }
 

@@ -48,6 +48,56 @@ extension Tensor {
     }
   }
 
+  /// Overwrites the columns `ids`, which differ, with those of another tensor, in place where the
+  /// memory is not shared; gradients flow to both.
+  ///
+  /// - Parameters:
+  ///   - ids: Columns of this tensor.
+  ///   - other: `[…, ids.count]` with as many rows as this one.
+  public mutating func replaceColumns(_ ids: [Int32], with other: Tensor) {
+    precondition(other.rows == rows && other.columns == ids.count)
+    let nodes = [node, other.node]
+    let (rowCount, width, values) = (rows, columns, other.detached)
+    self = detached
+    withMutableSlice { destination in
+      values.slice.withSpan { source in
+        destination.withMutableSpan { target in
+          for row in 0..<rowCount {
+            for (place, id) in ids.enumerated() {
+              target[row * width + Int(id)] = source[row * ids.count + place]
+            }
+          }
+        }
+      }
+    }
+    let otherShape = other.shape
+    self = recorded(fromNodes: nodes) { gradient, sink in
+      var taken = Tensor(uninitialized: otherShape)
+      taken.withMutableSlice { destination in
+        gradient.slice.withSpan { source in
+          destination.withMutableSpan { target in
+            for row in 0..<rowCount {
+              for (place, id) in ids.enumerated() {
+                target[row * ids.count + place] = source[row * width + Int(id)]
+              }
+            }
+          }
+        }
+      }
+      if sink.needs(1) { sink.add(taken, to: 1) }
+      if sink.needs(0) {
+        gradient.withMutableSlice { destination in
+          destination.withMutableSpan { target in
+            for row in 0..<rowCount {
+              for id in ids { target[row * width + Int(id)] = 0 }
+            }
+          }
+        }
+        sink.add(gradient, to: 0)
+      }
+    }
+  }
+
   /// Tensors with equal columns, one below the other, without a graph.
   public static func stackingRows(_ tensors: [Tensor]) -> Tensor {
     let columns = tensors.first?.columns ?? 0
@@ -62,6 +112,13 @@ extension Tensor {
 }
 
 extension Tensor {
+  /// The transpose of a matrix; gradients flow through.
+  public func transposing() -> Tensor {
+    transposed().recorded(from: [self]) { gradient, sink in
+      sink.add(gradient.transposed(), to: 0)
+    }
+  }
+
   /// The transpose of a matrix, without a graph.
   public func transposed() -> Tensor {
     precondition(shape.count == 2)

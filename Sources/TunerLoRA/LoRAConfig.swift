@@ -21,6 +21,23 @@ public struct LoRAConfig: TunerConfig, Equatable {
   public var usesRSLoRA: Bool
   /// Modules that are trained and saved in full.
   public var modulesToSave: [String]
+  /// Weights that no layer holds and that are adapted, such as stacked experts.
+  public var targetParameters: [String] = []
+  /// Which biases of the base are trained.
+  public var bias = BiasTraining.none
+  /// Whether B has a bias.
+  public var usesLoRABias = false
+  /// Single rows of embeddings that are trained.
+  public var trainableTokens: TrainableTokens?
+  /// Ranges of layers that the model's stack of layers is put together from anew.
+  public var layerReplication: [Range<Int>] = []
+  /// Whether what is done to a tied embedding is done to the layers tied to it.
+  public var ensuresWeightTying = false
+  /// Whether the adapter is only to be used, not trained.
+  public var isInference = false
+  /// Whether the base's weights are said to be stored `[in, out]`, `fan_in_fan_out`. A layer finds
+  /// its own orientation; the key is kept for others who read the file.
+  public var fanInFanOut = false
   /// How A and B begin.
   public var initialization: Initialization
   /// What the adapter is for; `nil` when it is for no task in particular.
@@ -62,13 +79,31 @@ public struct LoRAConfig: TunerConfig, Equatable {
     unknownKeys = JSONObject()
   }
 
-  /// The keys that a config file or a run may have; others are kept but not understood.
-  public static let knownKeys: [String] = [
-    "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha",
-    "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "init_lora_weights", "bias",
-    "fan_in_fan_out",
+  /// Members that have a meaning for others, or none here; they are kept as they are.
+  private var passive: [String: JSONValue] = [:]
+
+  /// The keys of peft that have no property, with their defaults: those that are only kept, and
+  /// those that are refused where they have another value.
+  private static let otherKeys: [(key: String, value: JSONValue, isRefused: Bool)] = [
+    ("alora_invocation_tokens", .null, true), ("arrow_config", .null, true),
+    ("auto_mapping", .null, false), ("corda_config", .null, true), ("eva_config", .null, true),
+    ("kasa_config", .null, true), ("loftq_config", .object(JSONObject()), true),
+    ("lora_ga_config", .null, true), ("megatron_config", .null, true),
+    ("megatron_core", "megatron.core", false), ("monteclora_config", .null, true),
+    ("peft_version", .null, false), ("qalora_group_size", 16, false), ("revision", .null, false),
+    ("use_bdlora", .null, true), ("use_dora", false, true), ("use_qalora", false, true),
+    ("velora_config", .null, true),
   ]
+
+  /// The keys that a config file or a run may have; others are kept but not understood.
+  public static let knownKeys: [String] =
+    [
+      "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha",
+      "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+      "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "init_lora_weights", "bias",
+      "fan_in_fan_out", "target_parameters", "lora_bias", "trainable_token_indices",
+      "layer_replication", "ensure_weight_tying",
+    ] + otherKeys.map(\.key)
 
   /// Reads the members of a config file.
   ///
@@ -76,8 +111,10 @@ public struct LoRAConfig: TunerConfig, Equatable {
   public init(_ object: JSONObject) throws(PEFTError) {
     var reader = ConfigReader(object)
     _ = reader.value("peft_type")
-    _ = reader.value("inference_mode")
+    // Says only how peft left the adapter, and nothing of what it is.
+    _ = reader.value("runtime_config")
     self.init()
+    isInference = try reader.bool("inference_mode") ?? false
     taskType = try reader.string("task_type")
     baseModel = try reader.string("base_model_name_or_path")
     rank = try reader.int("r") ?? 8
@@ -88,21 +125,58 @@ public struct LoRAConfig: TunerConfig, Equatable {
     alphaPattern = try Self.patterns("alpha_pattern", &reader)
     usesRSLoRA = try reader.bool("use_rslora") ?? false
     modulesToSave = try reader.strings("modules_to_save") ?? []
+    fanInFanOut = try reader.bool("fan_in_fan_out") ?? false
     initialization = try Self.initialization(reader.value("init_lora_weights"))
-    // A layer finds its own orientation; the key only says how GPT-2 stores its weights.
-    _ = try reader.bool("fan_in_fan_out")
-    try Self.refuseUnsupported(&reader)
+    try readExtras(&reader)
+    try readOthers(&reader)
     unknownKeys = reader.rest
     try validate()
   }
 
-  /// The members of the config file.
+  private mutating func readExtras(_ reader: inout ConfigReader) throws(PEFTError) {
+    if reader.value("target_parameters")?.string != nil {
+      throw PEFTError(
+        .invalidConfiguration, "`target_parameters` must be a list of strings or None.")
+    }
+    targetParameters = try reader.strings("target_parameters") ?? []
+    if let word = try reader.string("bias") {
+      guard let kind = BiasTraining(rawValue: word) else {
+        throw PEFTError(
+          .invalidConfiguration, "Requested bias: \(word), is not implemented.",
+          remedy: "'bias' is none, all or lora_only.")
+      }
+      bias = kind
+    }
+    usesLoRABias = try reader.bool("lora_bias") ?? false
+    trainableTokens = try TrainableTokens(reader.value("trainable_token_indices"))
+    ensuresWeightTying = try reader.bool("ensure_weight_tying") ?? false
+    guard let value = reader.value("layer_replication") else { return }
+    for pair in value.array ?? [.null] {
+      let bounds = pair.array?.compactMap(\.int) ?? []
+      guard bounds.count == 2, pair.array?.count == 2, bounds[0] <= bounds[1] else {
+        throw ConfigReader.mismatch("layer_replication", "a list of [start, end]", value)
+      }
+      layerReplication.append(bounds[0]..<bounds[1])
+    }
+  }
+
+  private mutating func readOthers(_ reader: inout ConfigReader) throws(PEFTError) {
+    for (key, standard, isRefused) in Self.otherKeys {
+      if isRefused { try reader.refuse(key, unless: standard, false) }
+      if !isRefused, let value = reader.value(key), value != standard { passive[key] = value }
+    }
+  }
+
+  /// The members of the config file: all of peft's, in a fixed order, then the unknown ones.
   public var object: JSONObject {
+    func names(_ list: [String]) -> JSONValue {
+      list.isEmpty ? .null : .array(list.map { .string($0) })
+    }
     var members: [(String, JSONValue)] = [
       ("peft_type", "LORA"),
       ("task_type", taskType.map { .string($0) } ?? .null),
       ("base_model_name_or_path", baseModel.map { .string($0) } ?? .null),
-      ("inference_mode", false),
+      ("inference_mode", .bool(isInference)),
       ("r", .int(rank)),
       ("lora_alpha", Self.number(alpha)),
       ("lora_dropout", .double(dropout)),
@@ -110,13 +184,19 @@ public struct LoRAConfig: TunerConfig, Equatable {
     members += targets.members
     members += [
       ("rank_pattern", rankPattern.json), ("alpha_pattern", alphaPattern.json),
-      ("use_rslora", .bool(usesRSLoRA)),
+      ("use_rslora", .bool(usesRSLoRA)), ("modules_to_save", names(modulesToSave)),
+      ("init_lora_weights", initializationValue), ("bias", .string(bias.rawValue)),
+      ("fan_in_fan_out", .bool(fanInFanOut)), ("target_parameters", names(targetParameters)),
+      ("lora_bias", .bool(usesLoRABias)),
+      ("trainable_token_indices", trainableTokens?.json ?? .null),
       (
-        "modules_to_save",
-        modulesToSave.isEmpty ? .null : .array(modulesToSave.map { .string($0) })
+        "layer_replication",
+        layerReplication.isEmpty
+          ? .null : .array(layerReplication.map { [.int($0.lowerBound), .int($0.upperBound)] })
       ),
-      ("init_lora_weights", initializationValue), ("bias", "none"), ("fan_in_fan_out", false),
+      ("ensure_weight_tying", .bool(ensuresWeightTying)),
     ]
+    members += Self.otherKeys.map { ($0.key, passive[$0.key] ?? $0.value) }
     return JSONObject(members + unknownKeys.members.map { ($0.key, $0.value) })
   }
 
@@ -155,6 +235,35 @@ public struct LoRAConfig: TunerConfig, Equatable {
       throw PEFTError(
         .invalidConfiguration, "'lora_alpha' is \(alpha), a finite number was expected")
     }
+    if usesLoRABias, initialization != .standard, initialization != .random {
+      throw PEFTError(
+        .invalidConfiguration,
+        "The argument lora_bias=True is only supported with init_lora_weights=True or False, got "
+          + "init_lora_weights=\(initializationValue.string ?? initializationValue.text()) "
+          + "instead.")
+    }
+    for (isSet, reason) in [
+      (dropout != 0, "lora_dropout != 0."), (fanInFanOut, "fan_in_fan_out."),
+      (usesLoRABias, "lora_bias=True."),
+    ] where isSet && !targetParameters.isEmpty {
+      throw PEFTError(
+        .invalidConfiguration, "lora.ParamWrapper does not work with \(reason)",
+        remedy: "Remove 'target_parameters' or the other key.")
+    }
+  }
+
+  /// What is odd about the settings, given the modules that were matched: patterns for none of them.
+  public func remarks(matching paths: [String]) -> [String] {
+    [("rank_pattern", rankPattern), ("alpha_pattern", alphaPattern)].compactMap { key, patterns in
+      let unused = patterns.entries.map(\.key).filter { entry in
+        let one = SuffixPatterns([.init(entry, 1)])
+        return !paths.contains { ((try? one.value(for: $0, configKey: key)) ?? nil) != nil }
+      }
+      if unused.isEmpty { return nil }
+      let list = unused.sorted().map { "'\($0.replacing("\\", with: "\\\\"))'" }
+      return "The following \(key) keys did not match any targeted module and were ignored: "
+        + "[\(list.joined(separator: ", "))]."
+    }
   }
 
   private static func invalidRank(_ value: Double) -> PEFTError {
@@ -190,24 +299,6 @@ public struct LoRAConfig: TunerConfig, Equatable {
     case .standard: return true
     case .random: return false
     case .gaussian: return "gaussian"
-    }
-  }
-
-  private static func refuseUnsupported(_ reader: inout ConfigReader) throws(PEFTError) {
-    try reader.refuse("bias", unless: "none")
-    for key in ["use_dora", "lora_bias", "use_qalora", "use_bdlora", "ensure_weight_tying"] {
-      try reader.refuse(key, unless: false)
-    }
-    for key in [
-      "layer_replication", "trainable_token_indices", "target_parameters",
-      "alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config",
-      "loftq_config", "lora_ga_config", "megatron_config", "monteclora_config", "velora_config",
-    ] {
-      try reader.refuse(key)
-    }
-    // These have a meaning only beside one of the keys above; peft writes them always.
-    for key in ["megatron_core", "qalora_group_size", "auto_mapping", "peft_version", "revision"] {
-      _ = reader.value(key)
     }
   }
 }

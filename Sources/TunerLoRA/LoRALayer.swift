@@ -16,7 +16,7 @@ class LoRALayer {
   /// `[outputFeatures, rank]`.
   let b: Parameter
 
-  fileprivate init(_ site: AdapterSite, _ config: LoRAConfig, a: Parameter, b: Parameter, rank: Int)
+  init(_ site: AdapterSite, _ config: LoRAConfig, a: Parameter, b: Parameter, rank: Int)
     throws(PEFTError)
   {
     self.rank = rank
@@ -40,6 +40,10 @@ class LoRALayer {
 
 /// LoRA on a linear layer: y = W x + s·B(A(dropout(x))).
 final class LoRALinear: LoRALayer, TunerLayer {
+  /// The bias of B, `[outputFeatures]`.
+  private let bias: Parameter?
+  let remark: String?
+
   init(_ site: AdapterSite, _ config: LoRAConfig) throws(PEFTError) {
     let (inputs, outputs) = (site.host.inputFeatures, site.host.outputFeatures)
     let rank = try config.rank(site.path)
@@ -57,12 +61,28 @@ final class LoRALinear: LoRALayer, TunerLayer {
       let bound = 1 / Float(rank).squareRoot()
       bValue = .uniform([outputs, rank], bound: bound, key: Self.key(site, "lora_B"))
     }
+    // With B zero its bias is, too: a new adapter is without effect.
+    bias =
+      !config.usesLoRABias
+      ? nil
+      : config.initialization == .random
+        ? Parameter(
+          .uniform(
+            [outputs], bound: 1 / Float(rank).squareRoot(), key: Self.key(site, "lora_B.bias")))
+        : Parameter(.zeros([outputs]))
+    remark =
+      bias != nil && site.host.parameters.bias == nil
+      ? "`lora_bias=True` was passed but the targeted layer of type \(site.host.typeName) has no "
+        + "bias. This means that merging LoRA weights won't be possible." : nil
     try super.init(site, config, a: Parameter(aValue), b: Parameter(bValue), rank: rank)
   }
 
   var parameters: [AdapterParameter] {
     [AdapterParameter("lora_A.weight", a), AdapterParameter("lora_B.weight", b)]
+      + (bias.map { [AdapterParameter("lora_B.bias", $0)] } ?? [])
   }
+
+  var biasDelta: Tensor? { bias?.value.scaled(by: Float(scaling)) }
 
   func contribute(_ call: LayerCall, to sum: inout Tensor) {
     guard case .features(let x) = call.input else {
@@ -70,6 +90,11 @@ final class LoRALinear: LoRALayer, TunerLayer {
     }
     let low = linear(dropout(x, call.context), a.tensor)
     sum.addProduct(low, b.tensor, scale: Float(scaling))
+    if let bias {
+      sum.addProduct(
+        Tensor(repeating: 1, shape: [low.rows, 1]), bias.tensor.reshaped([bias.value.count, 1]),
+        scale: Float(scaling))
+    }
   }
 
   func addDelta(
@@ -89,9 +114,11 @@ final class LoRALinear: LoRALayer, TunerLayer {
     func dictionary(_ make: (LoRALinear) -> PrintedModule) -> PrintedModule {
       PrintedModule("ModuleDict", children: own.map { ($0.0, make($0.1)) })
     }
-    func plain(_ inputs: Int, _ outputs: Int) -> PrintedModule {
+    func plain(_ inputs: Int, _ outputs: Int, bias: Bool = false) -> PrintedModule {
       PrintedModule(
-        "Linear", attributes: "in_features=\(inputs), out_features=\(outputs), bias=False")
+        "Linear",
+        attributes: "in_features=\(inputs), out_features=\(outputs), "
+          + "bias=\(bias ? "True" : "False")")
     }
     return PrintedModule(
       "lora.Linear",
@@ -99,7 +126,7 @@ final class LoRALinear: LoRALayer, TunerLayer {
         ("base_layer", base),
         ("lora_dropout", dictionary(\.printedDropout)),
         ("lora_A", dictionary { plain($0.a.shape[1], $0.rank) }),
-        ("lora_B", dictionary { plain($0.rank, $0.b.shape[0]) }),
+        ("lora_B", dictionary { plain($0.rank, $0.b.shape[0], bias: $0.bias != nil) }),
         ("lora_embedding_A", PrintedModule("ParameterDict")),
         ("lora_embedding_B", PrintedModule("ParameterDict")),
         ("lora_magnitude_vector", PrintedModule("ModuleDict")),
@@ -110,6 +137,9 @@ final class LoRALinear: LoRALayer, TunerLayer {
 /// LoRA on an embedding: row + s·B·A[:, id]; no dropout, as in peft.
 final class LoRAEmbedding: LoRALayer, TunerLayer {
   init(_ site: AdapterSite, _ config: LoRAConfig) throws(PEFTError) {
+    if config.usesLoRABias {
+      throw PEFTError(.unsupported, "lora_bias=True is not supported for Embedding.")
+    }
     let (count, width) = (site.host.inputFeatures, site.host.outputFeatures)
     let rank = try config.rank(site.path)
     let aValue: Tensor =
@@ -146,15 +176,7 @@ final class LoRAEmbedding: LoRALayer, TunerLayer {
       (entry.layer as? LoRAEmbedding).map { (entry.adapter, $0) }
     }
     func parameters(_ value: (LoRAEmbedding) -> Parameter) -> PrintedModule {
-      PrintedModule(
-        "ParameterDict",
-        children: own.map { name, layer in
-          let size = value(layer).shape.map(String.init).joined(separator: "x")
-          return (
-            name,
-            PrintedModule("Object of type", attributes: "torch.FloatTensor of size \(size)")
-          )
-        })
+      .tensors("ParameterDict", "Parameter", own.map { ($0.0, value($0.1).shape) })
     }
     return PrintedModule(
       "lora.Embedding",

@@ -11,11 +11,18 @@ public enum LoRATuner: Tuner {
   public static let modelTypeName = "LoraModel"
   /// What makes layers, in order; the first that returns one wins.
   public static let dispatchers: [any Dispatcher] = [
-    LoRALinearDispatcher(), LoRAEmbeddingDispatcher(),
+    LoRAParameterDispatcher(), LoRATiedDispatcher(), LoRALinearDispatcher(),
+    LoRAEmbeddingDispatcher(),
   ]
 
   /// The targets for a model type when the config names none.
   public static func defaultTargets(modelType: String) -> TargetModules? {
     defaultTargetTable[modelType]
+  }
+
+  /// Mamba's own kernels read these weights and bypass the modules.
+  public static func unreachableModules(modelType: String) -> Set<String> {
+    let types: Set = ["mamba", "mamba2", "falcon_h1", "falcon_mamba", "nemotron_h"]
+    return types.contains(modelType) ? ["out_proj", "conv1d"] : []
   }
 }

@@ -34,9 +34,9 @@ struct RegistryTests {
       try fixture.peft.add("b", DeltaConfig(.list(["embed"])))
     }
     #expect(
-      error?.remedy
-        == "Currently, only the following modules are supported: "
-        + "Linear (for six), Linear (older), Linear (default).")
+      error?.message
+        == "Target module Embedding(9, 4) is not supported. Currently, only the following modules "
+        + "are supported: Linear (for six), Linear (older), Linear (default).")
   }
 
   @Test func dispatchersErrorsNameTheModule() throws {

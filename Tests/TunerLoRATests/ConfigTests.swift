@@ -26,6 +26,14 @@ struct ConfigTests {
       alphaPattern: SuffixPatterns([.init("v", 1.5)]), usesRSLoRA: true, modulesToSave: ["lm_head"],
       initialization: .gaussian)
     config.baseModel = "base"
+    config.targetParameters = []
+    config.bias = .adaptedOnly
+    config.usesLoRABias = false
+    config.trainableTokens = .modules([.init("embed", [3, 1]), .init("head", [2])])
+    config.layerReplication = [0..<2, 1..<3]
+    config.ensuresWeightTying = true
+    config.isInference = true
+    config.fanInFanOut = true
     config.unknownKeys["later"] = ["x": 1]
     #expect(try LoRAConfig(config.object) == config)
     for initialization in [LoRAConfig.Initialization.standard, .gaussian, .random] {
@@ -51,10 +59,37 @@ struct ConfigTests {
       "'rank_pattern.q' is a string (\"x\"), a number was expected"
     ),
     (#"{"init_lora_weights": "pissa"}"#, "'init_lora_weights': \"pissa\" is not supported"),
-    (#"{"bias": "all"}"#, "'bias': \"all\" is not supported"),
+    (#"{"bias": "some"}"#, "Requested bias: some, is not implemented."),
     (#"{"use_dora": true}"#, "'use_dora': true is not supported"),
-    (#"{"lora_bias": true}"#, "'lora_bias': true is not supported"),
-    (#"{"layer_replication": [[0, 2]]}"#, "'layer_replication': [[0, 2]] is not supported"),
+    (#"{"use_qalora": true}"#, "'use_qalora': true is not supported"),
+    (#"{"velora_config": {"rank": 1}}"#, "'velora_config': {\"rank\": 1} is not supported"),
+    (#"{"kasa_config": {"beta": 1}}"#, "'kasa_config': {\"beta\": 1} is not supported"),
+    (#"{"megatron_config": {"a": 1}}"#, "'megatron_config': {\"a\": 1} is not supported"),
+    (
+      #"{"alora_invocation_tokens": [1]}"#,
+      "'alora_invocation_tokens': [1] is not supported"
+    ),
+    (
+      #"{"lora_bias": true, "init_lora_weights": "gaussian"}"#,
+      "The argument lora_bias=True is only supported with init_lora_weights=True or False, got "
+        + "init_lora_weights=gaussian instead."
+    ),
+    (
+      #"{"target_parameters": "experts.down"}"#,
+      "`target_parameters` must be a list of strings or None."
+    ),
+    (
+      #"{"layer_replication": [[0, 2], [1]]}"#,
+      "'layer_replication' is a list ([[0, 2], [1]]), a list of [start, end] was expected"
+    ),
+    (
+      #"{"layer_replication": [[2, 0]]}"#,
+      "'layer_replication' is a list ([[2, 0]]), a list of [start, end] was expected"
+    ),
+    (
+      #"{"trainable_token_indices": {"e": [1, "x"]}}"#,
+      #"'trainable_token_indices.e' is a list ([1, "x"]), a list of integers was expected"#
+    ),
     (#"{"eva_config": {"rho": 2}}"#, "'eva_config': {\"rho\": 2} is not supported"),
   ])
   func wrongAndUnsupportedKeysAreNamed(_ text: String, _ message: String) {

@@ -39,15 +39,28 @@ final class BertEmbeddings: Module {
 }
 
 /// The stack of layers.
-final class BertEncoder: Module {
+final class BertEncoder: ReplicatesLayers {
   let layer: ModuleList<BertLayer>
+  private let path: String
 
   init(_ shape: BertShape, _ builder: ModuleBuilder) throws(PEFTError) {
+    path = builder.path
     var layers: [BertLayer] = []
     for index in 0..<shape.layers {
       layers.append(try BertLayer(shape, builder["layer"]["\(index)"]))
     }
     layer = ModuleList(layers)
+  }
+
+  var layerCount: Int { layer.elements.count }
+
+  func replicateLayers(_ sources: [Int]) -> () -> Void {
+    let (list, before) = (layer, layer.elements)
+    list.elements = sources.enumerated().map { index, source in
+      BertLayer(copying: before[source], path: "\(path).layer.\(index)")
+    }
+    assignOwners(list.elements, sources: sources, originals: before)
+    return { list.elements = before }
   }
 
   /// Runs the layers.
@@ -84,6 +97,13 @@ final class BertLayer: Module {
     output = try BertOutput("BertOutput", shape.intermediate, shape, builder["output"])
   }
 
+  /// A layer with the same weights at another place.
+  init(copying other: BertLayer, path: String) {
+    attention = BertAttention(copying: other.attention, path: "\(path).attention")
+    intermediate = BertIntermediate(copying: other.intermediate)
+    output = BertOutput(copying: other.output, path: "\(path).output")
+  }
+
   func callAsFunction(
     _ x: Tensor, firstRowsOnly: Bool, _ context: ForwardContext
   ) -> Tensor {
@@ -105,6 +125,11 @@ final class BertAttention: Module {
   init(_ shape: BertShape, _ builder: ModuleBuilder) throws(PEFTError) {
     selfAttention = try BertSelfAttention(shape, builder["self"])
     output = try BertOutput("BertSelfOutput", shape.hidden, shape, builder["output"])
+  }
+
+  init(copying other: BertAttention, path: String) {
+    selfAttention = BertSelfAttention(copying: other.selfAttention, path: "\(path).self")
+    output = BertOutput(copying: other.output, path: "\(path).output")
   }
 
   func callAsFunction(
@@ -137,6 +162,14 @@ final class BertSelfAttention: Module {
     dropout = builder.dropout("dropout", shape.attentionDropout)
   }
 
+  init(copying other: BertSelfAttention, path: String) {
+    heads = other.heads
+    query = other.query.sharingParameters()
+    key = other.key.sharingParameters()
+    value = other.value.sharingParameters()
+    dropout = other.dropout.atPath("\(path).dropout")
+  }
+
   func callAsFunction(
     _ x: Tensor, queries: Tensor, firstRowsOnly: Bool, _ context: ForwardContext
   ) -> Tensor {
@@ -160,6 +193,11 @@ final class BertIntermediate: Module {
   init(_ shape: BertShape, _ builder: ModuleBuilder) throws(PEFTError) {
     dense = try builder.linear("dense", shape.hidden, shape.intermediate, bias: true)
     activation = shape.activation
+  }
+
+  init(copying other: BertIntermediate) {
+    dense = other.dense.sharingParameters()
+    activation = other.activation
   }
 
   func callAsFunction(_ x: Tensor, _ context: ForwardContext) -> Tensor {
@@ -186,6 +224,13 @@ final class BertOutput: Module {
     dense = try builder.linear("dense", inputs, shape.hidden, bias: true)
     layerNorm = try builder.layerNorm("LayerNorm", shape.hidden, epsilon: shape.epsilon)
     dropout = builder.dropout("dropout", shape.hiddenDropout)
+  }
+
+  init(copying other: BertOutput, path: String) {
+    typeName = other.typeName
+    dense = other.dense.sharingParameters()
+    layerNorm = other.layerNorm.sharingParameters()
+    dropout = other.dropout.atPath("\(path).dropout")
   }
 
   func callAsFunction(_ x: Tensor, residual: Tensor, _ context: ForwardContext) -> Tensor {

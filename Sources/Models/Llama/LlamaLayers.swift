@@ -24,6 +24,16 @@ final class LlamaDecoderLayer: Module {
       "post_attention_layernorm", shape.hidden, epsilon: shape.epsilon, typeName: norm)
   }
 
+  /// A layer with the same weights at another place.
+  init(copying other: LlamaDecoderLayer, index: Int, path: String) {
+    family = other.family
+    selfAttention = LlamaAttention(
+      copying: other.selfAttention, layer: index, path: "\(path).self_attn")
+    mlp = LlamaMLP(copying: other.mlp)
+    inputLayerNorm = other.inputLayerNorm.sharingParameters()
+    postAttentionLayerNorm = other.postAttentionLayerNorm.sharingParameters()
+  }
+
   func callAsFunction(
     _ x: Tensor, _ positions: RotaryValues, _ context: ForwardContext
   ) -> Tensor {
@@ -60,6 +70,16 @@ final class LlamaAttention: Module {
     vProjection = try builder.linear("v_proj", shape.hidden, keys, bias: bias)
     oProjection = try builder.linear("o_proj", queries, shape.hidden, bias: shape.outputBias)
     dropout = builder.dropout("attention_dropout", shape.attentionDropout)
+  }
+
+  init(copying other: LlamaAttention, layer: Int, path: String) {
+    shape = other.shape
+    self.layer = layer
+    qProjection = other.qProjection.sharingParameters()
+    kProjection = other.kProjection.sharingParameters()
+    vProjection = other.vProjection.sharingParameters()
+    oProjection = other.oProjection.sharingParameters()
+    dropout = other.dropout.atPath("\(path).attention_dropout")
   }
 
   func callAsFunction(
@@ -122,6 +142,13 @@ final class LlamaMLP: Module {
     gateProjection = try builder.linear("gate_proj", shape.hidden, shape.intermediate, bias: bias)
     upProjection = try builder.linear("up_proj", shape.hidden, shape.intermediate, bias: bias)
     downProjection = try builder.linear("down_proj", shape.intermediate, shape.hidden, bias: bias)
+  }
+
+  init(copying other: LlamaMLP) {
+    family = other.family
+    gateProjection = other.gateProjection.sharingParameters()
+    upProjection = other.upProjection.sharingParameters()
+    downProjection = other.downProjection.sharingParameters()
   }
 
   func callAsFunction(_ x: Tensor, _ context: ForwardContext) -> Tensor {

@@ -4,19 +4,21 @@ import Tensors
 
 /// Llama (Touvron et al., arXiv 2302.13971) and Qwen2: a decoder with RMS norms, rotary positions,
 /// grouped-query attention and SwiGLU.
-public final class LlamaModel: TransformerModel {
+public final class LlamaModel: TransformerModel, ReplicatesLayers {
   /// The members of config.json that it was built from.
   public let configuration: ModelConfiguration
   let embedTokens: Embedding
   let layers: ModuleList<LlamaDecoderLayer>
   let norm: RMSNorm
   private let shape: LlamaShape
+  private let path: String
 
   init(
     _ configuration: ModelConfiguration, _ shape: LlamaShape, _ builder: ModuleBuilder
   ) throws(PEFTError) {
     self.configuration = configuration
     self.shape = shape
+    path = builder.path
     embedTokens = try builder.embedding(
       "embed_tokens", shape.vocabulary, shape.hidden, paddingIndex: shape.paddingIndex)
     var layers: [LlamaDecoderLayer] = []
@@ -27,6 +29,20 @@ public final class LlamaModel: TransformerModel {
     self.layers = ModuleList(layers)
     norm = try builder.rmsNorm(
       "norm", shape.hidden, epsilon: shape.epsilon, typeName: "\(shape.family)RMSNorm")
+  }
+
+  /// Number of layers.
+  public var layerCount: Int { layers.elements.count }
+
+  /// Makes the stack of layers anew from its own layers, which share their weights.
+  public func replicateLayers(_ sources: [Int]) -> () -> Void {
+    let (list, before) = (layers, layers.elements)
+    let prefix = path.isEmpty ? "layers" : "\(path).layers"
+    list.elements = sources.enumerated().map { index, source in
+      LlamaDecoderLayer(copying: before[source], index: index, path: "\(prefix).\(index)")
+    }
+    assignOwners(list.elements, sources: sources, originals: before)
+    return { list.elements = before }
   }
 
   /// What the model can take as input.

@@ -57,17 +57,11 @@ public struct LoadReport: Sendable {
   public internal(set) var missing: [String] = []
   /// Keys that the file has and the adapter lacks.
   public internal(set) var unexpected: [String] = []
+  /// What peft warns of, in its words.
+  public internal(set) var warnings: [String] = []
 
   /// The report in one line.
   public var summary: String {
     "\(matched.count) tensors loaded, \(missing.count) missing, \(unexpected.count) unused"
   }
-}
-
-/// What came of adding an adapter.
-public struct TargetReport: Sendable {
-  /// Paths of the adapted modules.
-  public internal(set) var matched: [String] = []
-  /// Paths of the modules trained in full.
-  public internal(set) var saved: [String] = []
 }

@@ -26,12 +26,21 @@ extension PeftModel {
   public func add(
     _ name: String, any config: any TunerConfig, seed: UInt64
   ) throws(PEFTError) -> TargetReport {
+    try add(name, any: config, seed: seed, stored: nil)
+  }
+
+  /// Adds a new adapter; `stored` are the keys of its file, when it is read from one.
+  func add(
+    _ name: String, any config: any TunerConfig, seed: UInt64, stored: Set<String>?
+  ) throws(PEFTError) -> TargetReport {
+    warnings = []
     try checkNewName(name)
     try config.validate()
     try config.targets.validate()
     let entry = try registry.entry(for: config.object)
+    try checkAgainstOthers(config)
     var config = config
-    try checkModulesToSave(config)
+    if stored == nil { try checkModulesToSave(config) }
     if let task = config.taskType {
       for module in try registry.taskType(task).savedModules
       where !config.modulesToSave.contains(module) {
@@ -39,39 +48,31 @@ extension PeftModel {
       }
     }
     if config.baseModel == nil { config.baseModel = info.nameOrPath }
-    let (sites, saved) = try match(&config, entry.tuner)
-    // Nothing is put on the model before everything could be made.
-    var made: [(place: Int, layer: any TunerLayer)] = []
-    for place in sites {
-      let (path, host) = hosts[place]
-      let site = AdapterSite(host: host, path: path, adapter: name, config: config, seed: seed)
-      made.append((place, try Self.makeLayer(site, entry)))
+    let undo = try replicateLayers(config.layerReplication)
+    do {
+      var plan = try plan(&config, entry.tuner, stored: stored)
+      // Nothing is put on the model before everything could be made.
+      let layers = try makeLayers(plan, config, name, seed, entry)
+      plan.warnings += layers.compactMap { $0.layer.remark }
+      install(plan, layers, config, entry.tuner, as: name)
+      warnings += plan.warnings
+    } catch {
+      undo()
+      throw error
     }
-    for (place, layer) in made {
-      stack(of: hosts[place].host, path: hosts[place].path).add(layer, adapter: name)
-    }
-    for place in saved {
-      let (path, host) = hosts[place]
-      stack(of: host, path: path).add(host.parameters.trainableCopy(), adapter: name)
-    }
-    records.append(
-      AdapterRecord(name: name, config: config, tuner: entry.tuner, sites: sites, saved: saved))
-    if records.count == 1 { selection.active = [name] }
-    updateTrainability()
-    return TargetReport(matched: sites.map { hosts[$0].path }, saved: saved.map { hosts[$0].path })
+    return records[records.count - 1].report
   }
 
   /// The modules that an adapter changes, and those that it replaces.
   public func targetReport(of name: String) throws(PEFTError) -> TargetReport {
-    let record = try record(name)
-    return TargetReport(
-      matched: record.sites.map { hosts[$0].path }, saved: record.saved.map { hosts[$0].path })
+    try record(name).report
   }
 
   /// Removes an adapter; when it was the only active one, the first of the others becomes active.
   ///
   /// - Throws: ``PEFTError`` when the name is unknown or the adapter is merged.
   public func delete(_ name: String) throws(PEFTError) {
+    warnings = []
     guard records.contains(where: { $0.name == name }) else {
       throw PEFTError(.invalidAdapter, "Adapter \(name) does not exist")
     }
@@ -88,6 +89,10 @@ extension PeftModel {
     records.removeAll { $0.name == name }
     if selection.active == [name] {
       selection.active = records.first.map { [$0.name] } ?? []
+      if let next = selection.active.first {
+        warnings.append(
+          "Adapter \(name) was active which is now deleted. Setting active adapter to \(next).")
+      }
     } else {
       selection.active.removeAll { $0 == name }
     }
@@ -98,32 +103,71 @@ extension PeftModel {
   ///
   /// Merged adapters are unmerged first. No names at all leaves the plain base.
   ///
+  /// - Parameters:
+  ///   - names: The adapters.
+  ///   - isInference: Whether nothing is to be trained.
   /// - Throws: ``PEFTError`` when a name is unknown or repeated, or two of them train the same
-  ///   module in full.
-  public func setActive(_ names: [String]) throws(PEFTError) {
-    var owners: [Int: String] = [:]
+  ///   module in full, or rows of the same embedding.
+  public func setActive(_ names: [String], isInference: Bool = false) throws(PEFTError) {
+    warnings = []
     for (place, name) in names.enumerated() {
       if names[..<place].contains(name) {
         throw PEFTError(.invalidAdapter, "the adapter '\(name)' is named twice")
       }
-      for place in try record(name).saved {
-        if let other = owners[place] {
-          throw PEFTError(
-            .invalidAdapter,
-            "the adapters '\(other)' and '\(name)' both replace the module "
-              + "'\(hosts[place].path)'; only one of them can be active",
-            remedy: "Activate one at a time.")
-        }
-        owners[place] = name
-      }
+      _ = try record(name)
     }
-    if !mergedAdapters.isEmpty { unmerge() }
+    try checkSharing(names)
+    if !mergedAdapters.isEmpty {
+      unmerge()
+      warnings = ["Adapter cannot be set when the model is merged. Unmerging the model first."]
+    }
     selection.active = names
+    for index in records.indices where names.contains(records[index].name) {
+      records[index].isTrained = !isInference
+    }
     updateTrainability()
   }
 
-  /// Switches all adapters off; the model then computes what the base computes.
-  public func disable() { selection.isDisabled = true }
+  /// Refuses adapters that replace the same module or the same embedding's rows.
+  private func checkSharing(_ names: [String]) throws(PEFTError) {
+    for path in Set(records.flatMap(\.savedPaths)).sorted() {
+      let count = names.count { name in
+        records.contains { $0.name == name && $0.savedPaths.contains(path) }
+      }
+      if count > 1 {
+        throw PEFTError(
+          .invalidAdapter,
+          "Only one adapter can be set at a time for \(printed(path: path).text), got \(count)",
+          at: path, remedy: "Activate one at a time.")
+      }
+    }
+    for (path, host) in hosts {
+      guard let stack = host.adapters as? AdapterStack else { continue }
+      let count = names.count { stack.tokens($0) != nil }
+      if count > 1 {
+        throw PEFTError(
+          .invalidAdapter,
+          "Only one adapter can be set at a time for \(printed(path: path).text), got \(count)",
+          at: path, remedy: "Activate one at a time.")
+      }
+    }
+  }
+
+  /// Switches all adapters off; the model then computes what the base computes, but for biases
+  /// that an adapter trains.
+  public func disable() {
+    warnings = biasWarnings
+    selection.isDisabled = true
+  }
+
+  /// What is to be known where adapters are switched off: biases of the base that an active adapter
+  /// trains stay as they are, as in peft.
+  public var biasWarnings: [String] {
+    records.filter { selection.active.contains($0.name) && $0.config.bias != .none }.map {
+      "Careful, disabling adapter layers with bias configured to be '\($0.config.bias.rawValue)' "
+        + "does not produce the same output as the base model would without adaption."
+    }
+  }
 
   /// Switches the active adapters on again.
   public func enable() { selection.isDisabled = false }
@@ -138,9 +182,35 @@ extension PeftModel {
 
   // MARK: Pieces
 
+  /// What the adapters of a model have to agree on.
+  private func checkAgainstOthers(_ config: any TunerConfig) throws(PEFTError) {
+    if config.bias != .none, records.contains(where: { $0.config.bias != .none }) {
+      throw PEFTError(
+        .invalidConfiguration,
+        "LoraModel supports only 1 adapter with bias. When using multiple adapters, set bias to "
+          + "'none' for all adapters.")
+    }
+    let parameters = config.targetParameters.sorted()
+    if parameters.isEmpty { return }
+    for record in records {
+      let others = record.config.targetParameters.sorted()
+      if others.isEmpty || others == parameters { continue }
+      throw PEFTError(
+        .invalidConfiguration,
+        "When using multiple adapters with `target_parameters`, all adapters must target the same "
+          + "set of parameters, but got \(PythonText.list(parameters)) for the new adapter and "
+          + "\(PythonText.list(others)) for adapter '\(record.name)'.")
+    }
+  }
+
   private func checkNewName(_ name: String) throws(PEFTError) {
     if records.contains(where: { $0.name == name }) {
       throw PEFTError(.invalidAdapter, "Adapter with name '\(name)' already exists.")
+    }
+    if "lora_".contains(name) {
+      warnings.append(
+        "Adapter name '\(name)' should not be contained in the prefix 'lora_'. This may lead to "
+          + "reinitialization of the adapter weights during loading.")
     }
     if name.isEmpty || name.contains(".") || name.contains("/") || name == "__base__" {
       throw PEFTError(
@@ -161,101 +231,6 @@ extension PeftModel {
       throw PEFTError(
         .noMatchingModule, "'modules_to_save': no module of the base model is named '\(name)'",
         remedy: "Please check the names and try again.")
-    }
-  }
-
-  private func match(
-    _ config: inout any TunerConfig, _ tuner: any Tuner.Type
-  ) throws(PEFTError) -> (sites: [Int], saved: [Int]) {
-    var selection = config.targets
-    if selection.modules == nil {
-      guard let targets = tuner.defaultTargets(modelType: info.modelType) else {
-        throw PEFTError(
-          .invalidConfiguration,
-          "Please specify `target_modules` in the adapter's config: there is no default for the "
-            + "model type '\(info.modelType)'")
-      }
-      selection.modules = targets
-    }
-    if selection.modules == .allLinear {
-      let heads = info.outputHeads + config.modulesToSave
-      selection.modules = .list(TargetMatcher.expandAllLinear(in: base, outputHeads: heads))
-    }
-    config.targets.modules = selection.modules
-    let matcher = try TargetMatcher(selection, savedModules: config.modulesToSave)
-    var sites: [Int] = []
-    var excluded = 0
-    let places = Dictionary(
-      uniqueKeysWithValues: hosts.enumerated().map { ($0.element.path, $0.offset) })
-    for (path, module) in modules {
-      switch matcher.outcome(path) {
-      case .matched:
-        guard let place = places[path] else {
-          throw PEFTError(
-            .unsupported,
-            "Target module \(module.typeName) is not supported. Only layers with weights can be "
-              + "adapted",
-            at: path, remedy: "Name the layers inside of it instead.")
-        }
-        sites.append(place)
-      case .excluded: excluded += 1
-      case .other: break
-      }
-    }
-    let saved = hosts.indices.filter { place in
-      config.modulesToSave.contains { TargetMatcher.contains(hosts[place].path, $0) }
-    }
-    if sites.isEmpty { throw Self.noMatch(selection, excluded: excluded) }
-    return (sites, saved)
-  }
-
-  private static func noMatch(_ selection: TargetSelection, excluded: Int) -> PEFTError {
-    let targets: String
-    switch selection.modules {
-    case .list(let names): targets = "\(names.sorted())"
-    case .regex(let pattern): targets = pattern
-    case .allLinear, nil: targets = "all-linear"
-    }
-    if excluded > 0, selection.excluded != nil {
-      return PEFTError(
-        .noMatchingModule,
-        "No modules were targeted for adaptation. This might be caused by a combination of "
-          + "mismatched target modules (\(targets)) and excluded modules.",
-        remedy: "Please check 'target_modules' and 'exclude_modules'.")
-    }
-    var message = "Target modules \(targets) not found in the base model."
-    if let layers = selection.layers {
-      message += " Note: You specified 'layers_to_transform': \(layers)."
-      if !selection.layersPattern.isEmpty {
-        message += " You also specified 'layers_pattern': \(selection.layersPattern)."
-      }
-    }
-    return PEFTError(
-      .noMatchingModule, message, remedy: "Please check the target modules and try again.")
-  }
-
-  private static func makeLayer(
-    _ site: AdapterSite, _ entry: TunerRegistry.Entry
-  ) throws(PEFTError) -> any TunerLayer {
-    do {
-      for dispatcher in entry.dispatchers {
-        if let layer = try dispatcher.makeLayer(for: site) { return layer }
-      }
-    } catch {
-      throw error.located(at: site.path)
-    }
-    let supported = entry.dispatchers.map(\.supports).joined(separator: ", ")
-    throw PEFTError(
-      .unsupported, "Target module \(site.host.typeName) is not supported", at: site.path,
-      remedy: "Currently, only the following modules are supported: \(supported).")
-  }
-
-  func updateTrainability() {
-    for record in records {
-      let active = selection.active.contains(record.name)
-      forEachParameter(of: record) { parameter, isTrained in
-        parameter.isTrainable = active && isTrained
-      }
     }
   }
 }

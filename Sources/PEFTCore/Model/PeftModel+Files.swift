@@ -12,23 +12,31 @@ extension PeftModel {
   ///   - path: The folder.
   ///   - name: The adapter's name.
   ///   - strict: Whether missing and unused tensors are errors.
+  ///   - isTrainable: Whether the adapter is to be trained further; else it is only used.
   /// - Returns: What was loaded.
   /// - Throws: ``PEFTError``: a missing or malformed file, a config that does not fit the model,
   ///   tensors that are missing, unused or of another shape.
   @discardableResult
   public func load(
-    _ path: String, as name: String = "default", strict: Bool = true
+    _ path: String, as name: String = "default", strict: Bool = true, isTrainable: Bool = true
   ) throws(PEFTError) -> LoadReport {
     let folder = try AdapterFolder(path)
+    let target: TargetReport
     do {
-      try add(name, any: try registry.config(folder.config), seed: 0)
+      var config = try registry.config(folder.config)
+      config.isInference = !isTrainable
+      target = try add(name, any: config, seed: 0, stored: Set(folder.tensors.names))
     } catch {
       throw error.located(at: folder.configPath)
     }
     do throws(PEFTError) {
-      return try loadTensors(folder.tensors, into: name, strict: strict)
+      var report = try loadTensors(folder.tensors, into: name, strict: strict)
+      report.warnings = target.warnings + report.warnings
+      warnings = report.warnings
+      return report
     } catch {
       try delete(name)
+      if records.isEmpty, replication != nil { undoReplication() }
       throw error
     }
   }
@@ -46,30 +54,37 @@ extension PeftModel {
         .invalidState, "the adapter '\(name)' is merged", remedy: "Unmerge it first.")
     }
     var report = LoadReport()
-    var values: [(Parameter, Tensor)] = []
+    var values: [(AdapterTensor, Tensor)] = []
     var known: Set<String> = []
     for tensor in try tensors(of: name) {
-      known.insert(tensor.key)
-      guard let entry = file[tensor.key] else {
-        report.missing.append(tensor.key)
+      let other = tensor.otherKey.flatMap { file[$0] == nil ? nil : $0 }
+      let key = file[tensor.key] == nil ? other ?? tensor.key : tensor.key
+      known.insert(key)
+      guard let entry = file[key] else {
+        report.missing.append(key)
         continue
       }
-      guard entry.shape == tensor.parameter.shape else {
+      guard entry.shape == tensor.shape else {
         throw PEFTError(
           .shapeMismatch,
-          "'\(tensor.key)' has shape \(entry.shape), the model needs \(tensor.parameter.shape)",
+          "'\(key)' has shape \(entry.shape), the model needs \(tensor.shape)",
           at: file.path, remedy: "The adapter was made for another base model or rank.")
       }
-      report.matched.append(tensor.key)
-      values.append((tensor.parameter, try file.tensor(tensor.key)))
+      report.matched.append(key)
+      values.append((tensor, try file.tensor(key)))
     }
+    let embeddings = try storedEmbeddings(file, known)
+    known.formUnion(embeddings.map(\.key))
+    report.matched += embeddings.map(\.key)
+    known.formUnion(superfluousBiases(of: name))
     report.unexpected = file.names.filter { !known.contains($0) }
     if strict, let problem = Self.problem(report) {
       throw PEFTError(
         report.missing.isEmpty ? .unexpectedTensor : .missingTensor, problem, at: file.path,
         remedy: "The adapter was made for another base model or task, or the file is incomplete.")
     }
-    for (parameter, value) in values { parameter.assign(value) }
+    for (tensor, value) in values { tensor.assign(value) }
+    for embedding in embeddings { use(embedding, for: name) }
     return report
   }
 
@@ -98,7 +113,8 @@ extension PeftModel {
 
   /// Writes the three files of an adapter into a folder that exists.
   public func write(
-    into folder: String, adapter: String? = nil, card: String? = nil
+    into folder: String, adapter: String? = nil, card: String? = nil,
+    embeddings: EmbeddingSaving = .automatic
   ) throws(PEFTError) {
     if adapter == nil, selection.active.count > 1 {
       throw PEFTError(
@@ -110,13 +126,23 @@ extension PeftModel {
     let record = try record(name)
     var config = record.config.object
     config["inference_mode"] = true
-    let items = try tensors(of: name).map { SafetensorsItem($0.key, $0.parameter.value) }
+    warnings = []
+    var items = try tensors(of: name).map { SafetensorsItem($0.key, $0.value) }
+    items += embeddingTensors(of: record, saving: embeddings).map { SafetensorsItem($0, $1) }
     try SafetensorsWriter.write(items, to: FileSystem.join(folder, AdapterFolder.weightsName))
     try FileSystem.write(
       FileSystem.join(folder, AdapterFolder.configName),
       JSONValue.object(config).text(.indented, sortedKeys: true))
     let text = ModelCard(config: record.config, body: card).text
     try FileSystem.write(FileSystem.join(folder, "README.md"), text)
+  }
+
+  /// Keys that peft writes beside a head's bias when all biases are trained, and that nothing reads.
+  private func superfluousBiases(of name: String) -> [String] {
+    guard let record = try? record(name), record.config.bias == .all else { return [] }
+    return record.savedPaths.flatMap { path in
+      ["modules_to_save", "original_module"].map { "base_model.model.\(path).\($0).bias" }
+    }
   }
 
   private static func problem(_ report: LoadReport) -> String? {

@@ -12,11 +12,21 @@ extension PeftModel {
   ///   - safe: Whether merged weights are checked to be finite.
   /// - Throws: ``PEFTError``: unknown names, or `numericalFailure` from the check.
   public func merge(_ names: [String]? = nil, safe: Bool = false) throws {
+    warnings = []
     let wanted = names ?? selection.active
     for name in wanted { _ = try record(name) }
     var all = mergedAdapters
     for name in wanted where !all.contains(name) { all.append(name) }
-    if all.count == mergedAdapters.count { return }
+    if all.count == mergedAdapters.count {
+      if !all.isEmpty { warnings = ["All adapters are already merged, nothing to do."] }
+      return
+    }
+    if !mergedAdapters.isEmpty {
+      warnings = [
+        "Already following adapters were merged \(mergedAdapters.joined(separator: ",")). You are "
+          + "now additionally merging \(all[mergedAdapters.count...].joined(separator: ","))."
+      ]
+    }
     var results: [(AdapterStack, any AdapterHost, HostParameters)] = []
     for (_, host) in hosts {
       guard let stack = host.adapters as? AdapterStack,
@@ -30,6 +40,7 @@ extension PeftModel {
 
   /// Takes all merged adapters out of the base weights again.
   public func unmerge() {
+    warnings = mergedAdapters.isEmpty ? ["Already unmerged. Nothing to do."] : []
     for (_, host) in hosts { (host.adapters as? AdapterStack)?.unmerge(host: host) }
     mergedAdapters = []
   }
@@ -41,7 +52,11 @@ extension PeftModel {
   @discardableResult
   public func unload() -> any Module {
     unmerge()
-    return removeAll()
+    warnings = []
+    for (_, host) in hosts { (host.adapters as? AdapterStack)?.restoreBias() }
+    removeAll()
+    if replication != nil { undoReplication() }
+    return base
   }
 
   /// Merges the active adapters for good and removes all adapters.
@@ -51,23 +66,23 @@ extension PeftModel {
   @discardableResult
   public func mergeAndUnload(safe: Bool = false) throws -> any Module {
     try merge(safe: safe)
-    return removeAll()
+    removeAll()
+    return base
   }
 
-  private func removeAll() -> any Module {
+  private func removeAll() {
+    for record in records {
+      forEachParameter(of: record) { parameter, _ in parameter.isTrainable = false }
+    }
     for (_, host) in hosts {
-      if let stack = host.adapters as? AdapterStack,
-        let copy = selection.active.lazy.compactMap({ stack.copy($0) }).first
-      {
-        host.parameters = copy
-        copy.info.forEach { $0.parameter?.isTrainable = false }
-      }
+      guard let stack = host.adapters as? AdapterStack else { continue }
+      stack.keep(selection.active, host: host)
+      stack.restoreBias()
       host.adapters = nil
     }
     records = []
     selection.active = []
     selection.isDisabled = false
     mergedAdapters = []
-    return base
   }
 }

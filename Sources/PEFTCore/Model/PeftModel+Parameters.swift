@@ -8,11 +8,32 @@ public struct AdapterTensor {
   public let key: String
   /// The value.
   public let parameter: Parameter
+  /// Whether the file holds the transpose of the value.
+  public let isTransposed: Bool
+  /// Whether another tensor of the adapter has the same parameter; training changes it once.
+  public let isShared: Bool
+  /// Another key that a file may have it under.
+  let otherKey: String?
 
   /// Names a parameter.
-  public init(key: String, parameter: Parameter) {
+  public init(
+    key: String, parameter: Parameter, isTransposed: Bool = false, isShared: Bool = false,
+    otherKey: String? = nil
+  ) {
     self.key = key
     self.parameter = parameter
+    self.isTransposed = isTransposed
+    self.isShared = isShared
+    self.otherKey = otherKey
+  }
+
+  /// The value as the file holds it.
+  public var value: Tensor { isTransposed ? parameter.value.transposed() : parameter.value }
+  /// The shape that it has in the file.
+  public var shape: [Int] { isTransposed ? parameter.shape.reversed() : parameter.shape }
+  /// Takes over a value from a file.
+  public func assign(_ value: Tensor) {
+    parameter.assign(isTransposed ? value.transposed() : value)
   }
 }
 
@@ -20,20 +41,36 @@ extension PeftModel {
   /// The parameters of an adapter under their keys, in model order.
   public func tensors(of adapter: String) throws(PEFTError) -> [AdapterTensor] {
     let record = try record(adapter)
-    let places = Set(record.sites).union(record.saved).sorted()
     var result: [AdapterTensor] = []
-    for place in places {
+    var seen: Set<Parameter.ID> = []
+    func add(
+      _ key: String, _ parameter: Parameter, isTransposed: Bool = false, otherKey: String? = nil
+    ) {
+      result.append(
+        AdapterTensor(
+          key: "base_model.model.\(key)", parameter: parameter, isTransposed: isTransposed,
+          isShared: !seen.insert(parameter.id).inserted,
+          otherKey: otherKey.map { "base_model.model.\($0)" }))
+    }
+    for place in record.places {
       let (path, host) = hosts[place]
       guard let stack = host.adapters as? AdapterStack else { continue }
+      let prefix = record.prefixes[place] ?? path
       for parameter in stack.layer(adapter)?.parameters ?? [] {
-        result.append(
-          AdapterTensor(
-            key: "base_model.model.\(path).\(parameter.suffix)", parameter: parameter.parameter))
+        add(
+          "\(prefix).\(parameter.suffix)", parameter.parameter,
+          isTransposed: parameter.isTransposed)
       }
       for info in stack.copy(adapter)?.info ?? [] {
-        guard let parameter = info.parameter else { continue }
-        result.append(
-          AdapterTensor(key: "base_model.model.\(path).\(info.name)", parameter: parameter))
+        if let parameter = info.parameter { add("\(path).\(info.name)", parameter) }
+      }
+      if let rows = stack.tokens(adapter), !rows.isShared {
+        add("\(path).token_adapter.trainable_tokens_delta", rows.rows)
+      }
+      if record.biases.contains(place), let bias = stack.trainedBias?.trained {
+        let (plain, wrapped) = ("\(path).bias", "\(path).base_layer.bias")
+        let isWrapped = !stack.layers.isEmpty
+        add(isWrapped ? wrapped : plain, bias, otherKey: isWrapped ? plain : wrapped)
       }
     }
     return result
@@ -42,7 +79,9 @@ extension PeftModel {
   /// The parameters that training changes: those of the active adapters.
   public var trainableTensors: [AdapterTensor] {
     selection.active.flatMap { name in
-      ((try? tensors(of: name)) ?? []).filter { $0.parameter.isTrainable }
+      ((try? tensors(of: name)) ?? []).filter {
+        $0.parameter.isTrainable && !$0.isShared
+      }
     }
   }
 
@@ -66,14 +105,16 @@ extension PeftModel {
   }
 
   func forEachParameter(of record: AdapterRecord, _ body: (Parameter, Bool) -> Void) {
-    for place in Set(record.sites).union(record.saved) {
+    for place in record.places {
       guard let stack = hosts[place].host.adapters as? AdapterStack else { continue }
-      for parameter in stack.layer(record.name)?.parameters ?? [] {
+      for parameter in stack.layer(record.name)?.parameters ?? [] where !parameter.isTransposed {
         body(parameter.parameter, parameter.isTrained)
       }
       for info in stack.copy(record.name)?.info ?? [] {
         if let parameter = info.parameter { body(parameter, true) }
       }
+      if let rows = stack.tokens(record.name), !rows.isShared { body(rows.rows, true) }
+      if let bias = stack.trainedBias, bias.adapter == record.name { body(bias.trained, true) }
     }
   }
 }

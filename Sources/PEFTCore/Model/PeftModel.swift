@@ -21,20 +21,29 @@ public final class PeftModel {
   public let registry: TunerRegistry
   /// Which adapters are in use.
   public let selection = AdapterSelection()
+  /// What the last call that changed the adapters had to warn of, in peft's words where it warns
+  /// of the same. Nothing is printed here; a program shows them as it likes.
+  public internal(set) var warnings: [String] = []
   var records: [AdapterRecord] = []
-  /// Every layer that can be adapted, with its path, in model order.
-  let hosts: [(path: String, host: any AdapterHost)]
-  let modules: [(path: String, module: any Module)]
+  /// Every layer or weight that can be adapted, with its path, in model order.
+  private(set) var hosts: [(path: String, host: any AdapterHost)] = []
+  private(set) var modules: [(path: String, module: any Module)] = []
+  /// Indices into ``hosts`` by path.
+  private(set) var places: [String: Int] = [:]
+  /// Paths of the layers that share the weight of the input embedding.
+  let tiedPaths: [String]
+  /// The layers that the model's stack was put together from, and how to undo it.
+  var replication: (ranges: [Range<Int>], undo: () -> Void)?
 
   /// Wraps a model whose layers carry no adapters yet, and freezes its parameters.
   public init(_ base: any Module, info: BaseModelInfo, registry: TunerRegistry) {
     self.base = base
     self.info = info
     self.registry = registry
-    modules = base.namedModules()
-    hosts = modules.compactMap { path, module in
-      (module as? any AdapterHost).map { (path, $0) }
+    tiedPaths = base.namedModules().compactMap { path, module in
+      (module as? any AdapterHost)?.parameters.isTied == true ? path : nil
     }
+    listModules()
     for (_, info) in base.namedParameters() { info.parameter?.isTrainable = false }
   }
 
@@ -66,6 +75,20 @@ public final class PeftModel {
     return record
   }
 
+  /// Lists modules and hosts anew, after the model's layers have become others.
+  func listModules() {
+    modules = base.namedModules()
+    hosts = modules.flatMap { path, module in
+      let weights = module.weightHosts.map { name, host in
+        (path: path.isEmpty ? name : "\(path).\(name)", host: host as any AdapterHost)
+      }
+      return weights + ((module as? any AdapterHost).map { [(path: path, host: $0)] } ?? [])
+    }
+    places = Dictionary(
+      hosts.enumerated().map { ($0.element.path, $0.offset) }, uniquingKeysWith: { first, _ in first }
+    )
+  }
+
   func stack(of host: any AdapterHost, path: String) -> AdapterStack {
     if let stack = host.adapters as? AdapterStack { return stack }
     let stack = AdapterStack(path: path, selection: selection)
@@ -82,12 +105,18 @@ public struct BaseModelInfo: Sendable {
   public var nameOrPath: String?
   /// Paths of the heads that `all-linear` leaves out.
   public var outputHeads: [String]
+  /// Path of the embedding of the model's input; `nil` finds it by name, then by order.
+  public var inputEmbedding: String?
 
-  /// Creates a description.
-  public init(modelType: String, nameOrPath: String? = nil, outputHeads: [String] = []) {
+  /// Creates a description; the model type is empty for a model that is not of transformers.
+  public init(
+    modelType: String, nameOrPath: String? = nil, outputHeads: [String] = [],
+    inputEmbedding: String? = nil
+  ) {
     self.modelType = modelType
     self.nameOrPath = nameOrPath
     self.outputHeads = outputHeads
+    self.inputEmbedding = inputEmbedding
   }
 }
 
@@ -98,6 +127,21 @@ struct AdapterRecord {
   let tuner: any Tuner.Type
   /// Indices into the model's hosts where it has layers.
   let sites: [Int]
+  /// What the keys of a layer begin with where it is not the host's path.
+  var prefixes: [Int: String] = [:]
   /// Indices into the model's hosts that it trains in full.
   let saved: [Int]
+  /// Paths of the modules that were asked for to be trained in full.
+  var savedPaths: [String] = []
+  /// Indices into the model's hosts of which it trains rows.
+  var tokens: [Int] = []
+  /// Indices into the model's hosts whose bias it trains.
+  var biases: [Int] = []
+  /// Whether its parameters are trained while it is active.
+  var isTrained = true
+  /// What was matched when it was added.
+  var report = TargetReport()
+
+  /// Every host that it touches, in model order.
+  var places: [Int] { Set(sites).union(saved).union(tokens).union(biases).sorted() }
 }

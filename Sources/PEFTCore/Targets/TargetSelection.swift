@@ -21,6 +21,10 @@ public struct TargetSelection: Sendable, Equatable {
   public var layers: [Int]?
   /// Names of the lists that those indices count in.
   public var layersPattern: [String]
+  /// Whether the file gives one index instead of a list.
+  var isSingleLayer = false
+  /// Whether the file gives one name instead of a list.
+  var isSinglePattern = false
 
   /// Creates a selection.
   public init(
@@ -41,7 +45,9 @@ public struct TargetSelection: Sendable, Equatable {
     modules = try Self.modules("target_modules", &reader)
     excluded = try Self.modules("exclude_modules", &reader)
     layers = try reader.ints("layers_to_transform")
+    isSingleLayer = reader.value("layers_to_transform")?.int != nil
     layersPattern = try reader.strings("layers_pattern")?.filter { !$0.isEmpty } ?? []
+    isSinglePattern = reader.value("layers_pattern")?.string != nil
     try validate()
   }
 
@@ -74,12 +80,33 @@ public struct TargetSelection: Sendable, Equatable {
   public var members: [(String, JSONValue)] {
     [
       ("target_modules", Self.json(modules)), ("exclude_modules", Self.json(excluded)),
-      ("layers_to_transform", layers.map { .array($0.map { .int($0) }) } ?? .null),
-      (
-        "layers_pattern",
-        layersPattern.isEmpty ? .null : .array(layersPattern.map { .string($0) })
-      ),
+      ("layers_to_transform", layersValue), ("layers_pattern", patternValue),
     ]
+  }
+
+  private var layersValue: JSONValue {
+    guard let layers else { return .null }
+    if isSingleLayer, layers.count == 1 { return .int(layers[0]) }
+    return .array(layers.map { .int($0) })
+  }
+
+  private var patternValue: JSONValue {
+    if layersPattern.isEmpty { return .null }
+    if isSinglePattern, layersPattern.count == 1 { return .string(layersPattern[0]) }
+    return .array(layersPattern.map { .string($0) })
+  }
+
+  /// What a message that names the layers says of them, in peft's words.
+  var layersNote: String {
+    func python(_ value: JSONValue) -> String {
+      value.string ?? value.text(.spaced).replacing("\"", with: "'")
+    }
+    var text = ""
+    if layers != nil { text += " Note: You specified 'layers_to_transform': \(python(layersValue))." }
+    if !layersPattern.isEmpty {
+      text += " You also specified 'layers_pattern': \(python(patternValue))."
+    }
+    return text
   }
 
   private static func modules(

@@ -1,0 +1,147 @@
+import NN
+import PEFTCore
+import PEFTSupport
+import Tensors
+
+/// LoRA on a weight itself (`target_parameters`): on the matrices of experts, stacked in one
+/// parameter, or on a single matrix.
+///
+/// A is `[experts·r, in]`, its rows by expert, then rank; B is `[out, r·experts]`, its columns by
+/// rank, then expert (peft, `ParamWrapper`). The weight of expert e changes by s·B_e·A_e.
+final class LoRAParameter: LoRALayer, TunerLayer {
+  private let parameter: String
+  private let experts: Int
+  private let isTransposed: Bool
+
+  init(_ site: AdapterSite, _ config: LoRAConfig, parameter: String) throws(PEFTError) {
+    let rank = try config.rank(site.path)
+    let host = site.host
+    self.parameter = parameter
+    let stack = host as? StackedWeight
+    experts = stack?.count ?? 1
+    isTransposed = stack?.isTransposed ?? false
+    let isTable = host is Embedding
+    // The table of an embedding is [count, width], and so a weight with `width` inputs.
+    let inputs = isTable ? host.outputFeatures : host.inputFeatures
+    let outputs = isTable ? host.inputFeatures : host.outputFeatures
+    let shapeA = [experts * rank, inputs]
+    let shapeB = [outputs, rank * experts]
+    let aValue: Tensor
+    var bValue = Tensor.zeros(shapeB)
+    switch config.initialization {
+    case .standard, .random:
+      let bound = 1 / Float(inputs).squareRoot()
+      aValue = .uniform(shapeA, bound: bound, key: Self.key(site, "lora_A"))
+    case .gaussian:
+      aValue = .normal(shapeA, deviation: 1 / Float(rank), key: Self.key(site, "lora_A"))
+    }
+    if config.initialization == .random {
+      let bound = 1 / Float(rank * experts).squareRoot()
+      bValue = .uniform(shapeB, bound: bound, key: Self.key(site, "lora_B"))
+    }
+    try super.init(site, config, a: Parameter(aValue), b: Parameter(bValue), rank: rank)
+  }
+
+  var parameters: [AdapterParameter] {
+    [AdapterParameter("lora_A.weight", a), AdapterParameter("lora_B.weight", b)]
+  }
+
+  /// Rows of A that belong to an expert.
+  private func rowsOfA(_ expert: Int) -> [Int32] {
+    (expert * rank..<(expert + 1) * rank).map { Int32($0) }
+  }
+
+  /// Columns of B that belong to an expert.
+  private func columnsOfB(_ expert: Int) -> [Int32] {
+    (0..<rank).map { Int32($0 * experts + expert) }
+  }
+
+  func contribute(_ call: LayerCall, to sum: inout Tensor) {
+    let scale = Float(scaling)
+    switch call.input {
+    case .features(let x):
+      sum.addProduct(linear(x, a.tensor), b.tensor, scale: scale)
+    case .tokenIDs(let ids):
+      sum.addProduct(gather(b.tensor, rows: ids), a.tensor.transposing(), scale: scale)
+    case .expert(let x, let index):
+      if experts == 1 {
+        sum.addProduct(linear(x, a.tensor), b.tensor, scale: scale)
+        return
+      }
+      let low = linear(x, gather(a.tensor, rows: rowsOfA(index)))
+      let high = selectColumns(b.tensor, columnsOfB(index)).transposing()
+      sum.addProduct(low, high, scale: scale)
+    }
+  }
+
+  func addDelta(
+    rows: Range<Int>, to block: inout Tensor, base: any WeightMatrix
+  ) throws(PEFTError) {
+    let scale = Float(scaling)
+    if experts == 1 {
+      block.addProduct(b.value.rowRange(rows), a.value.transposed(), scale: scale)
+      return
+    }
+    let height = isTransposed ? a.shape[1] : b.shape[0]
+    for expert in 0..<experts {
+      let own = rows.clamped(to: expert * height..<(expert + 1) * height)
+      if own.isEmpty { continue }
+      let inner = own.lowerBound - expert * height..<own.upperBound - expert * height
+      let (left, right) = withoutGradients {
+        (
+          gather(a.value, rows: rowsOfA(expert)),
+          selectColumns(b.value, columnsOfB(expert)).transposed()
+        )
+      }
+      // Rows of B_e·A_e, or of its transpose.
+      var part = block.rowRange(own.lowerBound - rows.lowerBound..<own.upperBound - rows.lowerBound)
+      if isTransposed {
+        part.addProduct(left.transposed().rowRange(inner), right, scale: scale)
+      } else {
+        part.addProduct(right.rowRange(inner), left.transposed(), scale: scale)
+      }
+      block.copyRows(of: part, at: own.lowerBound - rows.lowerBound)
+    }
+  }
+
+  func printed(
+    around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
+  ) -> PrintedModule {
+    let own = layers.compactMap { entry in
+      (entry.layer as? LoRAParameter).map { (entry.adapter, $0) }
+    }
+    func dictionary(_ make: (LoRAParameter) -> PrintedModule) -> PrintedModule {
+      PrintedModule("ModuleDict", children: own.map { ($0.0, make($0.1)) })
+    }
+    func plain(_ shape: [Int]) -> PrintedModule {
+      PrintedModule(
+        "Linear", attributes: "in_features=\(shape[1]), out_features=\(shape[0]), bias=False")
+    }
+    return PrintedModule(
+      "lora.ParamWrapper",
+      children: [
+        ("base_layer", base),
+        ("lora_dropout", dictionary { _ in PrintedModule("Identity") }),
+        ("lora_A", dictionary { plain($0.a.shape) }),
+        ("lora_B", dictionary { plain($0.b.shape) }),
+        ("lora_embedding_A", PrintedModule("ParameterDict")),
+        ("lora_embedding_B", PrintedModule("ParameterDict")),
+        ("lora_magnitude_vector", PrintedModule("ModuleDict")),
+      ])
+  }
+}
+
+/// LoRA on parameters.
+struct LoRAParameterDispatcher: Dispatcher {
+  var supports: String { "parameters of two or three dimensions" }
+
+  func makeLayer(for site: AdapterSite) throws(PEFTError) -> (any TunerLayer)? {
+    guard let parameter = site.parameter, let config = site.config as? LoRAConfig else {
+      return nil
+    }
+    guard site.host is Linear || site.host is Embedding || site.host is StackedWeight else {
+      return nil
+    }
+    return try LoRAParameter(site, config, parameter: parameter)
+  }
+}
