@@ -52,7 +52,7 @@ struct ErrorTests {
       ),
       ("forward --model %/bert/model \(input)", ["input.safetensors: 'labels' has shape [3, 9]"]),
       (forward + " --adapter %/qwen2/adapter_a", ["qwen2/adapter_a", "another base model"]),
-      (forward + " --adapter %/bert/adapter_a", ["bert/adapter_a", "Target modules"]),
+      (forward + " --adapter %/bert/adapter_a", ["bert/adapter_a", "'target_modules' is {"]),
       (forward + " --adapter %/llama/adapter_a --active b", ["--active", "'b'"]),
       (forward + " --adapter %/llama/adapter_a --adapter %/llama/adapter_b=default", ["--adapter"]),
       (forward + " --task FOO", ["--task", "'FOO'", "SEQ_CLS"]),
@@ -73,7 +73,7 @@ struct ErrorTests {
       ("inspect %/llama/model --lora {\"r\":0}", ["--lora: `r` should be a positive integer"]),
       (
         "inspect %/llama/model --lora {\"target_modules\":[\"foo\"]}",
-        ["--lora: Target modules [\"foo\"] not found"]
+        ["--lora: Target modules {'foo'} not found"]
       ),
       ("inspect %/llama/model --lora {\"lora_alfa\":4}", ["--lora: ", "'lora_alpha'"]),
       ("inspect %/llama/model --lora {\"r\":", ["--lora: not valid JSON"]),

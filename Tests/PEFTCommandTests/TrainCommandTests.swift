@@ -74,7 +74,7 @@ struct TrainCommandTests {
     arguments: [
       ("learning_rte=1", ["run.yaml: unknown key 'learning_rte'. Did you mean 'learning_rate'?"]),
       ("lora.r=0", ["`r` should be a positive integer"]),
-      ("lora.target_modules=[nothing]", ["Target modules [\"nothing\"] not found"]),
+      ("lora.target_modules=[nothing]", ["{'nothing'}"]),
       ("model=/nowhere", ["/nowhere: no such model folder"]),
       ("train_file=/nowhere.csv", ["/nowhere.csv: cannot open"]),
       ("output_dir=/proc/nowhere", ["/proc/nowhere: cannot create the folder"]),

@@ -155,7 +155,8 @@ private final class Block: Module {
 
   init(_ file: SafetensorsFile, isTransposed: Bool) throws {
     router = Linear(
-      HostParameters(weight: .matrix(DenseMatrix(try file.tensor("layer.router.weight"))), bias: nil),
+      HostParameters(
+        weight: .matrix(DenseMatrix(try file.tensor("layer.router.weight"))), bias: nil),
       inputFeatures: 6, outputFeatures: 3)
     experts = Experts(
       gateUp: try Self.stack(file, "layer.experts.gate_up_proj", isTransposed),

@@ -23,10 +23,7 @@ struct FieldTests {
   static let otherCounts: [String: (trainable: Int, reason: String)] = [
     "target-both-tying": (
       969, "both ends have one pair of parameters; peft has two over the same memory"
-    ),
-    "bias-all-bert": (
-      2192, "peft also trains the bias of the classifier's original, which nothing uses"
-    ),
+    )
   ]
 
   /// Losses that amplify rounding: with every weight perturbed by 3e-7 relative, torch's own losses

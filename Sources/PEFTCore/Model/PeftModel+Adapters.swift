@@ -138,7 +138,7 @@ extension PeftModel {
         throw PEFTError(
           .invalidAdapter,
           "Only one adapter can be set at a time for \(printed(path: path).text), got \(count)",
-          at: path, remedy: "Activate one at a time.")
+          remedy: "They replace the same module '\(path)': activate one at a time.")
       }
     }
     for (path, host) in hosts {
@@ -148,7 +148,7 @@ extension PeftModel {
         throw PEFTError(
           .invalidAdapter,
           "Only one adapter can be set at a time for \(printed(path: path).text), got \(count)",
-          at: path, remedy: "Activate one at a time.")
+          remedy: "They replace the same module '\(path)': activate one at a time.")
       }
     }
   }

@@ -218,7 +218,10 @@ extension PeftModel {
           + "and `exclude_modules` configuration. You may also have only targeted modules that "
           + "are marked to be saved (`modules_to_save`)." + selection.layersNote
       }
-      throw PEFTError(.noMatchingModule, message)
+      // peft's words, which do not always name the targets.
+      throw PEFTError(
+        .noMatchingModule, message,
+        remedy: message.contains(targets) ? nil : "'target_modules' is \(targets).")
     }
     let parameters = plan.sites.filter { $0.parameter != nil }
     var excludes = false

@@ -143,7 +143,8 @@ extension PeftModel {
     let (path, host) = hosts[place]
     guard host is Embedding || host is Linear else {
       throw PEFTError(
-        .unsupported, "'trainable_token_indices': \(host.typeName) has no rows for tokens", at: path)
+        .unsupported, "'trainable_token_indices': \(host.typeName) has no rows for tokens", at: path
+      )
     }
     if plan.saved.contains(place) {
       throw PEFTError(

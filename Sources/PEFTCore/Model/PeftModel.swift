@@ -85,7 +85,8 @@ public final class PeftModel {
       return weights + ((module as? any AdapterHost).map { [(path: path, host: $0)] } ?? [])
     }
     places = Dictionary(
-      hosts.enumerated().map { ($0.element.path, $0.offset) }, uniquingKeysWith: { first, _ in first }
+      hosts.enumerated().map { ($0.element.path, $0.offset) },
+      uniquingKeysWith: { first, _ in first }
     )
   }
 

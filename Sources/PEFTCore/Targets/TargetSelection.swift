@@ -102,7 +102,9 @@ public struct TargetSelection: Sendable, Equatable {
       value.string ?? value.text(.spaced).replacing("\"", with: "'")
     }
     var text = ""
-    if layers != nil { text += " Note: You specified 'layers_to_transform': \(python(layersValue))." }
+    if layers != nil {
+      text += " Note: You specified 'layers_to_transform': \(python(layersValue))."
+    }
     if !layersPattern.isEmpty {
       text += " You also specified 'layers_pattern': \(python(patternValue))."
     }
