@@ -3,8 +3,8 @@ import CKernels
 /// The own GEMM kernels: which problems they win, and how these are spread over threads.
 enum OwnGEMM {
   /// Whether the own kernels beat a library. The bounds are measured (see Benchmarks, kernels-bench): the libraries
-  /// lose on narrow products, which LoRA is made of, and in a training step on a layer's products with its weight:
-  /// there weights come from memory, and a core that is slower for a moment holds up their equal shares.
+  /// lose on narrow products, which LoRA is made of, and in a training step on products of some hundred rows with a
+  /// weight of up to 600,000 elements, where a core that is slower for a moment holds up their equal shares.
   static func isFaster(
     _ ta: Bool, _ tb: Bool, _ m: Int, _ n: Int, _ k: Int, than backend: GEMMBackend
   ) -> Bool {
@@ -12,7 +12,7 @@ enum OwnGEMM {
     // Few columns of a transposed A: the gradients of adapters.
     if ta { return n <= 16 }
     if n <= 128 || k <= 64 { return tb || n <= 64 || k <= 16 && n >= 1024 || backend == .openBLAS }
-    return backend == .oneDNN && m >= 64 && m <= 1024
+    return backend == .oneDNN && m >= 192 && m <= 1024 && n * k <= 600_000
   }
 
   /// Runs a problem on the pool.
