@@ -19,6 +19,10 @@ public protocol TunerLayer: AnyObject {
   ///   - sum: The base's output plus the changes of other layers, `[…, outputFeatures]`.
   func contribute(_ call: LayerCall, to sum: inout Tensor)
 
+  /// The change as a product of two factors, s·B·A, when that is all it is in this pass; a batch
+  /// that mixes adapters then takes all of them at once.
+  func lowRankFactors(_ context: ForwardContext) -> LowRankFactors?
+
   /// Adds rows of ΔW, in the orientation of the host's weight, to a block.
   ///
   /// - Parameters:
@@ -40,6 +44,9 @@ public protocol TunerLayer: AnyObject {
 extension TunerLayer {
   /// Whether ``contribute(_:to:)`` looks at the output of the untouched base layer.
   public var needsBaseOutput: Bool { false }
+
+  /// No factors: the layer is asked for its contribution, row group by row group.
+  public func lowRankFactors(_ context: ForwardContext) -> LowRankFactors? { nil }
 }
 
 /// A parameter of an adapter layer.

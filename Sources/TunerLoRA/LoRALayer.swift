@@ -47,13 +47,15 @@ final class LoRALinear: LoRALayer, TunerLayer {
     var bValue = Tensor.zeros([outputs, rank])
     // nn.Linear's own initialisation, uniform in ±1/√fan_in.
     switch config.initialization {
+    case _ where site.isLoading:
+      aValue = .zeros([rank, inputs])
     case .standard, .random:
       let bound = 1 / Float(inputs).squareRoot()
       aValue = .uniform([rank, inputs], bound: bound, key: Self.key(site, "lora_A"))
     case .gaussian:
       aValue = .normal([rank, inputs], deviation: 1 / Float(rank), key: Self.key(site, "lora_A"))
     }
-    if config.initialization == .random {
+    if config.initialization == .random, !site.isLoading {
       let bound = 1 / Float(rank).squareRoot()
       bValue = .uniform([outputs, rank], bound: bound, key: Self.key(site, "lora_B"))
     }
@@ -62,6 +64,11 @@ final class LoRALinear: LoRALayer, TunerLayer {
 
   var parameters: [AdapterParameter] {
     [AdapterParameter("lora_A.weight", a), AdapterParameter("lora_B.weight", b)]
+  }
+
+  func lowRankFactors(_ context: ForwardContext) -> LowRankFactors? {
+    guard !context.isTraining || dropout.probability == 0 else { return nil }
+    return LowRankFactors(a: a.value, b: b.value, scale: Float(scaling))
   }
 
   func contribute(_ call: LayerCall, to sum: inout Tensor) {
@@ -116,8 +123,10 @@ final class LoRAEmbedding: LoRALayer, TunerLayer {
       config.initialization == .random
       ? .normal([rank, count], deviation: 1, key: Self.key(site, "lora_embedding_A"))
       : .zeros([rank, count])
-    let bValue = Tensor.normal(
-      [width, rank], deviation: 1, key: Self.key(site, "lora_embedding_B"))
+    let bValue: Tensor =
+      site.isLoading
+      ? .zeros([width, rank])
+      : .normal([width, rank], deviation: 1, key: Self.key(site, "lora_embedding_B"))
     try super.init(site, config, a: Parameter(aValue), b: Parameter(bValue), rank: rank)
   }
 
