@@ -64,4 +64,6 @@ public struct AdapterSite {
   public let config: any TunerConfig
   /// Seed of the initial values.
   public let seed: UInt64
+  /// Whether the values come from a file next, so that none need be drawn.
+  public var isLoading = false
 }

@@ -19,6 +19,10 @@ public protocol TunerLayer: AnyObject {
   ///   - sum: The base's output plus the changes of other layers, `[…, outputFeatures]`.
   func contribute(_ call: LayerCall, to sum: inout Tensor)
 
+  /// The change as a product of two factors, s·B·A, when that is all it is in this pass; a batch
+  /// that mixes adapters then takes all of them at once.
+  func lowRankFactors(_ context: ForwardContext) -> LowRankFactors?
+
   /// Adds rows of ΔW, in the orientation of the host's matrix, to a block.
   ///
   /// That has one row for each output, also where files store the weight transposed, and a
@@ -49,6 +53,9 @@ extension TunerLayer {
   public var needsBaseOutput: Bool { false }
   /// What merging adds to the host's bias: nothing.
   public var biasDelta: Tensor? { nil }
+
+  /// No factors: the layer is asked for its contribution, row group by row group.
+  public func lowRankFactors(_ context: ForwardContext) -> LowRankFactors? { nil }
 }
 
 /// A parameter of an adapter layer.

@@ -218,7 +218,7 @@ struct AdapterTests {
     try peft.setActive(["a", "b"])
     let parameters = try (peft.tensors(of: "a") + peft.tensors(of: "b")).map(\.parameter)
     var context = fixture.context
-    context.sequenceAdapters = ["b", "a", "__base__"]
+    context.sequenceAdapters = try peft.sequenceAdapters(["b", "a", "__base__"])
     let check = GradientCheck(parameters) { fixture.model(Fixture.ids, context) }
     #expect(check.maximumError < 5e-3)
   }

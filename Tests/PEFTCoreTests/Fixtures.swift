@@ -174,7 +174,7 @@ struct Fixture {
   /// The output for a fixed batch.
   func output(_ adapters: [String]? = nil) -> [Float] {
     var context = context
-    context.sequenceAdapters = adapters
+    context.sequenceAdapters = adapters.map { try! peft.sequenceAdapters($0) }
     return withoutGradients { model(Self.ids, context).scalars }
   }
 }
