@@ -67,20 +67,30 @@ public final class AdapterStack: HostAdapters {
   private func forward(
     _ active: [String], _ input: HostInput, host: any AdapterHost, _ context: ForwardContext
   ) -> Tensor {
-    let parameters = active.lazy.compactMap { self.copy($0) }.first ?? host.parameters
-    var sum = host.base(input, parameters)
-    let layers = active.lazy.filter { !self.merged.contains($0) }.compactMap { self.layer($0) }
+    let copy = active.lazy.compactMap { self.copy($0) }.first
+    let layers = active.filter { !merged.contains($0) }.compactMap { layer($0) }
+    if layers.count == 1, copy == nil, original == nil,
+      let output = layers[0].output(call(input, nil, host, context))
+    {
+      return output
+    }
+    var sum = host.base(input, copy ?? host.parameters)
     // Taken before any layer adds to the sum: what a layer sees must not depend on the order.
     let base =
       layers.contains(where: \.needsBaseOutput)
       ? original.map { host.base(input, $0) } ?? sum : nil
     for layer in layers {
-      layer.contribute(
-        LayerCall(
-          input: input, base: layer.needsBaseOutput ? base : nil, host: host, context: context),
-        to: &sum)
+      layer.contribute(call(input, layer.needsBaseOutput ? base : nil, host, context), to: &sum)
     }
     return sum
+  }
+
+  private func call(
+    _ input: HostInput, _ base: Tensor?, _ host: any AdapterHost, _ context: ForwardContext
+  ) -> LayerCall {
+    LayerCall(
+      input: input, base: base, host: host, parameters: original ?? host.parameters,
+      context: context)
   }
 
   /// Each sequence with its own adapter: rows of one adapter are computed together.
@@ -129,8 +139,7 @@ public final class AdapterStack: HostAdapters {
   ) -> Tensor {
     let base = copy(name).map { host.base(input, $0) } ?? base.selectRows(rows)
     var sum = base
-    layer(name)?.contribute(
-      LayerCall(input: input, base: base, host: host, context: context), to: &sum)
+    layer(name)?.contribute(call(input, base, host, context), to: &sum)
     return sum
   }
 

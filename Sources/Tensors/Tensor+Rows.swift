@@ -62,12 +62,15 @@ extension Tensor {
 }
 
 extension Tensor {
-  /// The transpose of a matrix, without a graph.
+  /// The transpose of a matrix; gradients flow through.
   public func transposed() -> Tensor {
     precondition(shape.count == 2)
     let (rowCount, columnCount) = (shape[0], shape[1])
-    return Tensor.filled([columnCount, rowCount]) {
+    let result = Tensor.filled([columnCount, rowCount]) {
       Rows.transpose(rows: rowCount, columns: columnCount, slice, into: $0)
+    }
+    return result.recorded(from: [self]) { gradient, sink in
+      sink.add(gradient.transposed(), to: 0)
     }
   }
 }

@@ -26,6 +26,12 @@ extension PeftModel {
   public func add(
     _ name: String, any config: any TunerConfig, seed: UInt64
   ) throws(PEFTError) -> TargetReport {
+    try add(name, any: config, seed: seed, isLoading: false)
+  }
+
+  func add(
+    _ name: String, any config: any TunerConfig, seed: UInt64, isLoading: Bool
+  ) throws(PEFTError) -> TargetReport {
     try checkNewName(name)
     try config.validate()
     try config.targets.validate()
@@ -44,7 +50,8 @@ extension PeftModel {
     var made: [(place: Int, layer: any TunerLayer)] = []
     for place in sites {
       let (path, host) = hosts[place]
-      let site = AdapterSite(host: host, path: path, adapter: name, config: config, seed: seed)
+      var site = AdapterSite(host: host, path: path, adapter: name, config: config, seed: seed)
+      site.isLoading = isLoading
       made.append((place, try Self.makeLayer(site, entry)))
     }
     for (place, layer) in made {

@@ -21,7 +21,7 @@ extension PeftModel {
   ) throws(PEFTError) -> LoadReport {
     let folder = try AdapterFolder(path)
     do {
-      try add(name, any: try registry.config(folder.config), seed: 0)
+      _ = try add(name, any: try registry.config(of: folder), seed: 0, isLoading: strict)
     } catch {
       throw error.located(at: folder.configPath)
     }
@@ -49,19 +49,20 @@ extension PeftModel {
     var values: [(Parameter, Tensor)] = []
     var known: Set<String> = []
     for tensor in try tensors(of: name) {
-      known.insert(tensor.key)
-      guard let entry = file[tensor.key] else {
-        report.missing.append(tensor.key)
+      let key = ([tensor.key] + tensor.otherKeys).first { file[$0] != nil } ?? tensor.key
+      known.insert(key)
+      guard let entry = file[key] else {
+        if tensor.isStored { report.missing.append(key) }
         continue
       }
       guard entry.shape == tensor.parameter.shape else {
         throw PEFTError(
           .shapeMismatch,
-          "'\(tensor.key)' has shape \(entry.shape), the model needs \(tensor.parameter.shape)",
+          "'\(key)' has shape \(entry.shape), the model needs \(tensor.parameter.shape)",
           at: file.path, remedy: "The adapter was made for another base model or rank.")
       }
-      report.matched.append(tensor.key)
-      values.append((tensor.parameter, try file.tensor(tensor.key)))
+      report.matched.append(key)
+      values.append((tensor.parameter, try file.tensor(key)))
     }
     report.unexpected = file.names.filter { !known.contains($0) }
     if strict, let problem = Self.problem(report) {
@@ -69,7 +70,19 @@ extension PeftModel {
         report.missing.isEmpty ? .unexpectedTensor : .missingTensor, problem, at: file.path,
         remedy: "The adapter was made for another base model or task, or the file is incomplete.")
     }
+    let before = values.map { ($0.0, $0.0.value) }
     for (parameter, value) in values { parameter.assign(value) }
+    do throws(PEFTError) {
+      for place in try record(name).sites {
+        let (path, host) = hosts[place]
+        do {
+          try (host.adapters as? AdapterStack)?.layer(name)?.didLoad(on: host)
+        } catch { throw error.located(at: "\(file.path), '\(path)'") }
+      }
+    } catch {
+      for (parameter, value) in before { parameter.assign(value) }
+      throw error
+    }
     return report
   }
 
@@ -108,13 +121,16 @@ extension PeftModel {
     }
     let name = adapter ?? selection.active.first ?? "default"
     let record = try record(name)
-    var config = record.config.object
-    config["inference_mode"] = true
-    let items = try tensors(of: name).map { SafetensorsItem($0.key, $0.parameter.value) }
+    let items = try tensors(of: name).filter(\.isStored)
+      .map { SafetensorsItem($0.key, $0.parameter.value) }
     try SafetensorsWriter.write(items, to: FileSystem.join(folder, AdapterFolder.weightsName))
-    try FileSystem.write(
-      FileSystem.join(folder, AdapterFolder.configName),
-      JSONValue.object(config).text(.indented, sortedKeys: true))
+    for (file, members) in record.config.files {
+      var members = members
+      if file == AdapterFolder.configName { members["inference_mode"] = true }
+      try FileSystem.write(
+        FileSystem.join(folder, file),
+        JSONValue.object(members).text(.indented, sortedKeys: true))
+    }
     let text = ModelCard(config: record.config, body: card).text
     try FileSystem.write(FileSystem.join(folder, "README.md"), text)
   }
