@@ -30,31 +30,17 @@ public enum OutputAxis: Sendable {
 }
 
 extension HostParameters {
+  /// The weight with one row for each output feature.
+  public func matrix(_ axis: OutputAxis) -> any WeightMatrix {
+    axis == .rows ? matrix : TransposedMatrix(matrix)
+  }
+
   /// ‖·‖² of the weights that lead to each output feature, `[outputs]`; computed once for a
   /// frozen weight, whichever adapters ask.
   public func squaredNorms(_ axis: OutputAxis) -> Tensor {
     switch weight {
-    case .matrix(let matrix): return identity.norms(axis) { matrix.squaredNorms(axis) }
-    case .parameter(let parameter): return DenseMatrix(parameter.value).squaredNorms(axis)
+    case .matrix: return identity.norms(axis) { matrix(axis).squaredRowNorms() }
+    case .parameter: return matrix(axis).squaredRowNorms()
     }
-  }
-}
-
-extension WeightMatrix {
-  fileprivate func squaredNorms(_ axis: OutputAxis) -> Tensor {
-    if axis == .rows { return squaredRowNorms() }
-    var sums = [Double](repeating: 0, count: columns)
-    for range in rowBlocks {
-      let block = dequantized(rows: range)
-      block.slice.withSpan { values in
-        for row in 0..<range.count {
-          for column in 0..<columns {
-            let value = Double(values[row * columns + column])
-            sums[column] += value * value
-          }
-        }
-      }
-    }
-    return Tensor(shape: [columns], scalars: sums.map(Float.init))
   }
 }

@@ -23,7 +23,11 @@ public protocol TunerLayer: AnyObject {
   /// cheaper way than to add to the base's output; `nil` if there is none.
   func output(_ call: LayerCall) -> Tensor?
 
-  /// Adds rows of ΔW, in the orientation of the host's weight, to a block.
+  /// Adds rows of ΔW, in the orientation of the host's matrix, to a block.
+  ///
+  /// That has one row for each output, also where files store the weight transposed, and a
+  /// convolution's kernel is flattened; an embedding's has one row for each token. Only a layer
+  /// that cannot be merged throws.
   ///
   /// - Parameters:
   ///   - rows: Which rows of the weight.
@@ -37,6 +41,9 @@ public protocol TunerLayer: AnyObject {
   /// - Parameter host: The host.
   /// - Throws: ``PEFTError``; the adapter is removed then.
   func didLoad(on host: any AdapterHost) throws(PEFTError)
+
+  /// What merging adds to the host's bias, `[outputFeatures]`; `nil`, the default, leaves it alone.
+  var biasDelta: Tensor? { get }
 
   /// How peft prints the host with the layers of this tuner in it.
   ///
@@ -55,6 +62,8 @@ extension TunerLayer {
   public func output(_ call: LayerCall) -> Tensor? { nil }
   /// Accepts all values.
   public func didLoad(on host: any AdapterHost) throws(PEFTError) {}
+  /// What merging adds to the host's bias: nothing.
+  public var biasDelta: Tensor? { nil }
 }
 
 /// A parameter of an adapter layer.

@@ -33,18 +33,23 @@ public enum DoRATuner: Tuner {
 
 /// DoRA on the layers that LoRA adapts by two factors.
 struct DoRADispatcher: Dispatcher {
-  var supports: String { "Linear, Embedding" }
+  var supports: String { "Linear, Embedding, Conv1d, Conv2d, Conv3d, Conv1D" }
 
   func makeLayer(for site: AdapterSite) throws(PEFTError) -> (any TunerLayer)? {
-    guard let config = site.config as? LoRAConfig else { return nil }
+    guard let config = site.config as? LoRAConfig, site.target == site.path else { return nil }
+    switch site.host {
+    case is Linear, is Embedding, is Convolution, is Conv1D: break
+    default: return nil
+    }
+    if config.usesLoRABias {
+      throw PEFTError(
+        .invalidConfiguration,
+        "The argument lora_bias=True is not supported for DoRA, please pass use_dora=False")
+    }
     for dispatcher in LoRATuner.dispatchers {
       guard let layer = try dispatcher.makeLayer(for: site) else { continue }
       guard let factors = layer as? any LowRankLayer else { return nil }
-      switch site.host {
-      case is Linear: return DoRALinear(factors, site, detachesNorm: config.detachesNorm)
-      case is Embedding: return DoRAEmbedding(factors, site, detachesNorm: config.detachesNorm)
-      default: return nil
-      }
+      return DoRALayer(factors, site, detachesNorm: config.detachesNorm)
     }
     return nil
   }

@@ -31,14 +31,14 @@ final class EDoRALayer: TunerLayer {
   /// - Throws: ``PEFTError`` when the rank does not fit the host or the weight is not finite.
   init(_ site: AdapterSite, _ config: EDoRAConfig) throws(PEFTError) {
     let (inputs, outputs) = (site.host.inputFeatures, site.host.outputFeatures)
-    rank = try config.lora.rank(site.path)
+    rank = try config.lora.rank(site.target)
     guard rank <= min(inputs, outputs) else {
       throw PEFTError(
         .invalidConfiguration,
         "'r' is \(rank), but a weight [\(outputs), \(inputs)] has only \(min(inputs, outputs)) "
           + "singular vectors", remedy: "Lower 'r', or set 'rank_pattern' for this module.")
     }
-    scaling = Float(try config.lora.scaling(site.path, rank: rank))
+    scaling = Float(try config.lora.scaling(site.target, rank: rank))
     dropout = Dropout(config.lora.dropout, path: "\(site.path).lora_dropout.\(site.adapter)")
     self.site = siteID(site.path)
     reconstruction = config.reconstruction
@@ -52,15 +52,17 @@ final class EDoRALayer: TunerLayer {
         .normal(
           [rank, rank], deviation: Float(config.sigma),
           key: DropoutKey(seed: site.seed, stream: siteID("\(site.path).lora_latent_mapping"))))
-    let (factor, latent) = (b, latent)
+    let (inner, outer, between) = (a, b, latent)
     weight =
       config.method == .loraXS
       ? nil
       : DecomposedWeight(
-        magnitude: Parameter(Tensor(repeating: 1, shape: [outputs])), a: a,
-        outer: [factor] + (latent.map { [$0] } ?? []), scaling: scaling, axis: .rows,
-        detachesNorm: config.lora.detachesNorm,
-        outerTensor: { Self.product(factor.tensor, latent?.tensor) })
+        magnitude: Parameter(Tensor(repeating: 1, shape: [outputs])),
+        change: .init(
+          a: a, outer: [b] + (latent.map { [$0] } ?? []), scaling: scaling,
+          aMatrix: { inner.tensor },
+          outerMatrix: { Self.product(outer.tensor, between?.tensor) }),
+        host: site.host, detachesNorm: config.lora.detachesNorm)
     mark =
       config.isCompact
       ? Parameter(.zeros([Fingerprint.length + 2 * rank]), isTrainable: false) : nil
@@ -192,21 +194,19 @@ final class EDoRALayer: TunerLayer {
       preconditionFailure("a linear layer takes features")
     }
     let dropped = dropout(x, call.context)
-    guard let weight else {
-      sum.addProduct(low(dropped), b.tensor, scale: scaling)
-      return
+    func addChange(_ direction: inout Tensor) {
+      direction.addProduct(low(dropped), b.tensor, scale: scaling)
     }
-    let base = weight.unbiasedOutput(
-      call, of: dropped, isDropped: dropout.key(call.context) != nil)
-    var direction = base
-    direction.addProduct(low(dropped), b.tensor, scale: scaling)
-    sum.addRescaled(direction, by: weight.columnScale(call.parameters), minus: base)
+    guard let weight else { return addChange(&sum) }
+    weight.contribute(
+      call, of: .features(dropped), isDropped: dropout.key(call.context) != nil, to: &sum,
+      addChange: addChange)
   }
 
   func addDelta(
     rows: Range<Int>, to block: inout Tensor, base: any WeightMatrix
   ) throws(PEFTError) {
-    if let weight { return weight.addDelta(rows: rows, to: &block, base: base) }
+    if let weight { return try weight.addDelta(rows: rows, to: &block, base: base) }
     let outer = Self.product(b.value, latent?.value)
     block.addProduct(outer.rowRange(rows), a.value.transposed(), scale: scaling)
   }

@@ -105,10 +105,11 @@ enum RepositoryForm {
 
 /// EDoRA and LoRA-XS on linear layers.
 struct EDoRADispatcher: Dispatcher {
-  var supports: String { "Linear" }
+  var supports: String { "Linear, Conv1D" }
 
   func makeLayer(for site: AdapterSite) throws(PEFTError) -> (any TunerLayer)? {
-    guard site.host is Linear, let config = site.config as? EDoRAConfig else { return nil }
+    guard site.host is Linear || site.host is Conv1D, site.target == site.path,
+      let config = site.config as? EDoRAConfig else { return nil }
     return try EDoRALayer(site, config)
   }
 }

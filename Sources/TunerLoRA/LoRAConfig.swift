@@ -24,6 +24,8 @@ public struct LoRAConfig: TunerConfig, Equatable {
   /// Whether DoRA's training takes the norm as a constant, as section 4.3 of its paper does and peft
   /// always; else gradients flow through it (`dora_detach_norm: false`, a key of this package).
   public var detachesNorm = true
+  /// Whether B has a bias, `lora_bias`; merging needs a base layer with one.
+  public var usesLoRABias = false
   /// Modules that are trained and saved in full.
   public var modulesToSave: [String]
   /// How A and B begin.
@@ -71,8 +73,8 @@ public struct LoRAConfig: TunerConfig, Equatable {
   public static let knownKeys: [String] = [
     "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha",
     "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "modules_to_save", "init_lora_weights", "bias",
-    "fan_in_fan_out",
+    "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "init_lora_weights", "bias",
+    "fan_in_fan_out", "lora_bias", "use_dora",
   ]
 
   /// Reads the members of a config file.
@@ -94,6 +96,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
     usesRSLoRA = try reader.bool("use_rslora") ?? false
     usesDoRA = try reader.bool("use_dora") ?? false
     detachesNorm = try reader.bool("dora_detach_norm") ?? true
+    usesLoRABias = try reader.bool("lora_bias") ?? false
     modulesToSave = try reader.strings("modules_to_save") ?? []
     initialization = try Self.initialization(reader.value("init_lora_weights"))
     // A layer finds its own orientation; the key only says how GPT-2 stores its weights.
@@ -118,6 +121,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
     members += [
       ("rank_pattern", rankPattern.json), ("alpha_pattern", alphaPattern.json),
       ("use_rslora", .bool(usesRSLoRA)), ("use_dora", .bool(usesDoRA)),
+      ("lora_bias", .bool(usesLoRABias)),
       (
         "modules_to_save",
         modulesToSave.isEmpty ? .null : .array(modulesToSave.map { .string($0) })
@@ -203,7 +207,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
 
   private static func refuseUnsupported(_ reader: inout ConfigReader) throws(PEFTError) {
     try reader.refuse("bias", unless: "none")
-    for key in ["lora_bias", "use_qalora", "use_bdlora", "ensure_weight_tying"] {
+    for key in ["use_qalora", "use_bdlora", "ensure_weight_tying"] {
       try reader.refuse(key, unless: false)
     }
     for key in [

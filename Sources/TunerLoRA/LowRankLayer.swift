@@ -19,5 +19,16 @@ package protocol LowRankLayer: TunerLayer {
   var b: Parameter { get }
 }
 
-extension LoRALinear: LowRankLayer {}
-extension LoRAEmbedding: LowRankLayer {}
+extension LoRALayer: LowRankLayer {}
+
+extension LowRankLayer {
+  /// A as a matrix, `[rank, inputs · kernel]`.
+  package var aMatrix: Tensor { Self.matrix(a.tensor) }
+  /// B as a matrix, `[outputs, rank/groups]`.
+  package var bMatrix: Tensor { Self.matrix(b.tensor) }
+
+  private static func matrix(_ kernel: Tensor) -> Tensor {
+    kernel.shape.count == 2
+      ? kernel : kernel.reshaped([kernel.shape[0], kernel.count / max(kernel.shape[0], 1)])
+  }
+}

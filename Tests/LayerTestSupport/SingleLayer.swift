@@ -37,6 +37,22 @@ public final class SingleLayer: Module {
       layer = Embedding(
         parameters, count: try number("num_embeddings"), width: try number("embedding_dim"),
         paddingIndex: description["padding_idx"]?.int)
+    case "gpt2-conv1d", "Conv1D":
+      layer = Conv1D(try weights.matrix("layer.weight"), bias: bias)
+    case let kind? where kind.hasPrefix("Conv"):
+      func list(_ key: String) -> [Int]? {
+        description[key]?.array?.compactMap(\.int)
+      }
+      let padding: ConvolutionSettings.Padding? =
+        description["padding"]?.string == "same" ? .same : list("padding").map { .symmetric($0) }
+      layer = Convolution(
+        parameters.matrix, bias: bias,
+        ConvolutionSettings(
+          try number("in_channels"), try number("out_channels"), kernel: list("kernel_size") ?? [],
+          stride: list("stride"), padding: padding, dilation: list("dilation"),
+          groups: try number("groups"),
+          paddingMode: description["padding_mode"]?.string.flatMap { PaddingMode(rawValue: $0) }
+            ?? .zeros))
     case let other:
       throw PEFTError(.unsupported, "no such layer in these tests: \(other ?? "none")")
     }
@@ -104,7 +120,8 @@ public struct LayerGolden {
       return (.tokenIDs(try input.integers("x").values), nil)
     }
     let x = Parameter(try input.tensor("x"))
-    return (.features(x.tensor), x)
+    let isImage = record["module"]?["kernel_size"] != nil
+    return (isImage ? .images(x.tensor) : .features(x.tensor), x)
   }
 
   /// A pass in evaluation mode.
@@ -114,9 +131,10 @@ public struct LayerGolden {
 }
 
 extension AdapterHost {
-  /// The layer's output in a pass of its own.
+  /// The layer's output in a pass of its own, channels where PyTorch has them.
   public func run(_ input: HostInput, _ context: ForwardContext) -> Tensor {
-    adapters?.forward(input, host: self, context) ?? base(input, parameters)
+    let output = adapters?.forward(input, host: self, context) ?? base(input, parameters)
+    return self is Convolution ? channelsFirst(output) : output
   }
 }
 

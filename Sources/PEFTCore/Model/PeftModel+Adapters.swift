@@ -50,7 +50,9 @@ extension PeftModel {
     var made: [(place: Int, layer: any TunerLayer)] = []
     for place in sites {
       let (path, host) = hosts[place]
-      var site = AdapterSite(host: host, path: path, adapter: name, config: config, seed: seed)
+      let owner = enclosing[place].map { hosts[$0.owner].path }
+      var site = AdapterSite(
+        host: host, path: path, target: owner ?? path, adapter: name, config: config, seed: seed)
       site.isLoading = isLoading
       made.append((place, try Self.makeLayer(site, entry)))
     }
@@ -213,6 +215,10 @@ extension PeftModel {
       config.modulesToSave.contains { TargetMatcher.contains(hosts[place].path, $0) }
     }
     if sites.isEmpty { throw Self.noMatch(selection, excluded: excluded) }
+    for (inner, place) in enclosing.sorted(by: { $0.key < $1.key })
+    where sites.contains(place.owner) && !sites.contains(inner) {
+      sites.append(inner)
+    }
     return (sites, saved)
   }
 
