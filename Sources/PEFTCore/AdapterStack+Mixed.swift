@@ -64,9 +64,7 @@ extension AdapterStack {
     var sum = base
     let layer = layer(at: place)
     layer?.contribute(
-      LayerCall(
-        input: input, base: layer?.needsBaseOutput == true ? base : nil, host: host,
-        context: context), to: &sum)
+      call(input, layer?.needsBaseOutput == true ? base : nil, host, context), to: &sum)
     return sum
   }
 

@@ -90,20 +90,30 @@ public final class AdapterStack: HostAdapters {
   private func forward(
     _ active: [Int], _ input: HostInput, host: any AdapterHost, _ context: ForwardContext
   ) -> Tensor {
-    let parameters = active.lazy.compactMap { self.copy(at: $0) }.first ?? host.parameters
-    var sum = host.base(input, parameters)
+    let copy = active.lazy.compactMap { self.copy(at: $0) }.first
     let layers = active.compactMap { mergedPlaces.contains($0) ? nil : layer(at: $0) }
+    if layers.count == 1, copy == nil, original == nil,
+      let output = layers[0].output(call(input, nil, host, context))
+    {
+      return output
+    }
+    var sum = host.base(input, copy ?? host.parameters)
     // Taken before any layer adds to the sum: what a layer sees must not depend on the order.
     let base =
       layers.contains(where: \.needsBaseOutput)
       ? original.map { host.base(input, $0) } ?? sum : nil
     for layer in layers {
-      layer.contribute(
-        LayerCall(
-          input: input, base: layer.needsBaseOutput ? base : nil, host: host, context: context),
-        to: &sum)
+      layer.contribute(call(input, layer.needsBaseOutput ? base : nil, host, context), to: &sum)
     }
     return sum
+  }
+
+  func call(
+    _ input: HostInput, _ base: Tensor?, _ host: any AdapterHost, _ context: ForwardContext
+  ) -> LayerCall {
+    LayerCall(
+      input: input, base: base, host: host, parameters: original ?? host.parameters,
+      context: context)
   }
 
   // MARK: Merging
