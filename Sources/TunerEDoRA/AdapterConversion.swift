@@ -217,7 +217,11 @@ struct LayerConversion {
       try project(old.a, old.outer, old.scaling, onto: layer)
       if let weight = layer.weight {
         let magnitude: Tensor
-        if let own = old.magnitude { magnitude = own } else { magnitude = norms(of: try delta(from)) }
+        if let own = old.magnitude {
+          magnitude = own
+        } else {
+          magnitude = norms(of: try delta(from))
+        }
         weight.magnitude.assign(magnitude.reshaped(weight.magnitude.shape))
       }
     case let layer as DoRALayer:

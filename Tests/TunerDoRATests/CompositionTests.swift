@@ -80,9 +80,11 @@ struct CompositionTests {
       try peft.add("l", config(rank: 2, alpha: 3, dropout: dropout, dora: false), seed: 3)
       for name in ["d1", "d2"] {
         try peft.tensors(of: name)[2].parameter.update { value in
-          value = value * Tensor.uniform(
-            [7], bound: 0.3, key: DropoutKey(seed: 9, stream: UInt64(name.count))
-          ).adding(1)
+          value =
+            value
+            * Tensor.uniform(
+              [7], bound: 0.3, key: DropoutKey(seed: 9, stream: UInt64(name.count))
+            ).adding(1)
         }
       }
     }
