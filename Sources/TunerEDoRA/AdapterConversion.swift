@@ -192,7 +192,7 @@ struct LayerConversion {
         layer.factors.a.value, layer.factors.b.value, layer.weight.magnitude.value,
         layer.factors.scaling
       )
-    case let layer as any LowRankLayer: return (layer.a.value, layer.b.value, nil, layer.scaling)
+    case let layer as any LoRAFactors: return (layer.a.value, layer.b.value, nil, layer.scaling)
     default: return nil
     }
   }
@@ -236,7 +236,7 @@ struct LayerConversion {
           layer.weight.currentNorms(host.parameters).reshaped(magnitude.shape))
       }
       return (0, 0)
-    case let layer as any LowRankLayer:
+    case let layer as any LoRAFactors:
       if plan.isExact {
         layer.a.assign(old.a)
         layer.b.assign(old.outer)
@@ -276,7 +276,7 @@ struct LayerConversion {
   }
 
   /// B·A from the leading singular values of a change.
-  private func factorise(_ delta: Tensor, into layer: any LowRankLayer) throws(PEFTError) {
+  private func factorise(_ delta: Tensor, into layer: any LoRAFactors) throws(PEFTError) {
     let oriented = host is Embedding ? delta.transposed() : delta
     let (rows, columns) = (oriented.rows, oriented.columns)
     guard layer.rank <= min(rows, columns), host.groups == 1 else {

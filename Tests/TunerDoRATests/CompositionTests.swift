@@ -158,9 +158,10 @@ struct CompositionTests {
   @Test func rowsUseTheirOwnAdapters() throws {
     let fixture = try Fixture()
     let names = ["d2", "__base__", "d1", "l", "d1", "d2"]
+    let assigned = try fixture.peft.sequenceAdapters(names)
     let output = fixture.output(x) { context in
       context.sequences = SequenceLayout(lengths: names.map { _ in 1 })
-      context.sequenceAdapters = names
+      context.sequenceAdapters = assigned
     }
     for (row, name) in names.enumerated() {
       try fixture.peft.setActive(name == "__base__" ? [] : [name])
