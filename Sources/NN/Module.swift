@@ -80,18 +80,10 @@ public struct ParameterInfo {
     self.parameter = parameter
   }
 
-  /// Describes a frozen matrix.
-  public init(_ name: String, _ matrix: any WeightMatrix) {
+  /// Describes a frozen matrix; its shape in files where that is another than its own.
+  public init(_ name: String, _ matrix: any WeightMatrix, shape: [Int]? = nil) {
     self.name = name
-    shape = [matrix.rows, matrix.columns]
-    format = matrix.format
-    parameter = nil
-  }
-
-  /// Describes a frozen matrix that stands for a tensor of another shape.
-  public init(_ name: String, shape: [Int], _ matrix: any WeightMatrix) {
-    self.name = name
-    self.shape = shape
+    self.shape = shape ?? [matrix.rows, matrix.columns]
     format = matrix.format
     parameter = nil
   }

@@ -49,12 +49,13 @@ public struct PrintedModule: Equatable, Sendable {
         lines.append("\(indent)\(prefix)None")
         return
       }
-      let texts = attributes.split(separator: "\n", omittingEmptySubsequences: false)
-      if texts.count < 2 {
+      let parts = attributes.split(separator: "\n", omittingEmptySubsequences: false)
+      if parts.count < 2 {
         lines.append("\(indent)\(prefix)\(typeName)(\(attributes))")
       } else {
         lines.append("\(indent)\(prefix)\(typeName)(")
-        lines += texts.map { "\(indent)  \($0)" } + ["\(indent))"]
+        lines += parts.map { "\(indent)  \($0)" }
+        lines.append("\(indent))")
       }
       return
     }

@@ -15,15 +15,15 @@ public enum BiasTraining: String, Sendable {
 /// The parameter stays the host's own, as in peft, so that it has the base's name and is counted
 /// once; the values from before are kept for everyone but the adapter.
 struct TrainedBias {
-  /// The adapter.
-  let adapter: String
+  /// The adapter's place in the selection.
+  let place: Int
   /// The host's bias.
   let trained: Parameter
   /// The bias as it was.
   let untrained: Parameter
 
-  init(_ adapter: String, _ bias: Parameter) {
-    self.adapter = adapter
+  init(_ place: Int, _ bias: Parameter) {
+    self.place = place
     trained = bias
     untrained = Parameter(bias.value, isTrainable: false)
   }

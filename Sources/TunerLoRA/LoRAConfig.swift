@@ -19,14 +19,19 @@ public struct LoRAConfig: TunerConfig, Equatable {
   public var alphaPattern: SuffixPatterns
   /// Rank-stabilised scaling: alpha/√r instead of alpha/r.
   public var usesRSLoRA: Bool
+  /// Whether the update is weight-decomposed, `use_dora`; another tuner than LoRA's makes such layers.
+  public var usesDoRA = false
+  /// Whether DoRA's training takes the norm as a constant, as section 4.3 of its paper does and peft
+  /// always; else gradients flow through it (`dora_detach_norm: false`, a key of this package).
+  public var detachesNorm = true
+  /// Whether B has a bias, `lora_bias`; merging needs a base layer with one.
+  public var usesLoRABias = false
   /// Modules that are trained and saved in full.
   public var modulesToSave: [String]
   /// Weights that no layer holds and that are adapted, such as stacked experts.
   public var targetParameters: [String] = []
   /// Which biases of the base are trained.
   public var bias = BiasTraining.none
-  /// Whether B has a bias.
-  public var usesLoRABias = false
   /// Single rows of embeddings that are trained.
   public var trainableTokens: TrainableTokens?
   /// Ranges of layers that the model's stack of layers is put together from anew.
@@ -91,8 +96,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
     ("lora_ga_config", .null, true), ("megatron_config", .null, true),
     ("megatron_core", "megatron.core", false), ("monteclora_config", .null, true),
     ("peft_version", .null, false), ("qalora_group_size", 16, false), ("revision", .null, false),
-    ("use_bdlora", .null, true), ("use_dora", false, true), ("use_qalora", false, true),
-    ("velora_config", .null, true),
+    ("use_bdlora", .null, true), ("use_qalora", false, true), ("velora_config", .null, true),
   ]
 
   /// The keys that a config file or a run may have; others are kept but not understood.
@@ -102,7 +106,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
       "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
       "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "init_lora_weights", "bias",
       "fan_in_fan_out", "target_parameters", "lora_bias", "trainable_token_indices",
-      "layer_replication", "ensure_weight_tying",
+      "layer_replication", "ensure_weight_tying", "use_dora",
     ] + otherKeys.map(\.key)
 
   /// Reads the members of a config file.
@@ -124,6 +128,9 @@ public struct LoRAConfig: TunerConfig, Equatable {
     rankPattern = try Self.patterns("rank_pattern", &reader)
     alphaPattern = try Self.patterns("alpha_pattern", &reader)
     usesRSLoRA = try reader.bool("use_rslora") ?? false
+    usesDoRA = try reader.bool("use_dora") ?? false
+    detachesNorm = try reader.bool("dora_detach_norm") ?? true
+    usesLoRABias = try reader.bool("lora_bias") ?? false
     modulesToSave = try reader.strings("modules_to_save") ?? []
     fanInFanOut = try reader.bool("fan_in_fan_out") ?? false
     initialization = try Self.initialization(reader.value("init_lora_weights"))
@@ -147,7 +154,6 @@ public struct LoRAConfig: TunerConfig, Equatable {
       }
       bias = kind
     }
-    usesLoRABias = try reader.bool("lora_bias") ?? false
     trainableTokens = try TrainableTokens(reader.value("trainable_token_indices"))
     ensuresWeightTying = try reader.bool("ensure_weight_tying") ?? false
     guard let value = reader.value("layer_replication") else { return }
@@ -184,10 +190,10 @@ public struct LoRAConfig: TunerConfig, Equatable {
     members += targets.members
     members += [
       ("rank_pattern", rankPattern.json), ("alpha_pattern", alphaPattern.json),
-      ("use_rslora", .bool(usesRSLoRA)), ("modules_to_save", names(modulesToSave)),
-      ("init_lora_weights", initializationValue), ("bias", .string(bias.rawValue)),
-      ("fan_in_fan_out", .bool(fanInFanOut)), ("target_parameters", names(targetParameters)),
-      ("lora_bias", .bool(usesLoRABias)),
+      ("use_rslora", .bool(usesRSLoRA)), ("use_dora", .bool(usesDoRA)),
+      ("modules_to_save", names(modulesToSave)), ("init_lora_weights", initializationValue),
+      ("bias", .string(bias.rawValue)), ("fan_in_fan_out", .bool(fanInFanOut)),
+      ("target_parameters", names(targetParameters)), ("lora_bias", .bool(usesLoRABias)),
       ("trainable_token_indices", trainableTokens?.json ?? .null),
       (
         "layer_replication",
@@ -197,6 +203,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
       ("ensure_weight_tying", .bool(ensuresWeightTying)),
     ]
     members += Self.otherKeys.map { ($0.key, passive[$0.key] ?? $0.value) }
+    if !detachesNorm { members.append(("dora_detach_norm", false)) }
     return JSONObject(members + unknownKeys.members.map { ($0.key, $0.value) })
   }
 
@@ -205,13 +212,13 @@ public struct LoRAConfig: TunerConfig, Equatable {
   /// - Parameters:
   ///   - path: The module's path, which patterns are matched against.
   ///   - rank: Its rank.
-  func scaling(_ path: String, rank: Int) throws(PEFTError) -> Double {
+  package func scaling(_ path: String, rank: Int) throws(PEFTError) -> Double {
     let alpha = try alphaPattern.value(for: path, configKey: "alpha_pattern") ?? alpha
     return usesRSLoRA ? alpha / Double(rank).squareRoot() : alpha / Double(rank)
   }
 
   /// The rank at a module.
-  func rank(_ path: String) throws(PEFTError) -> Int {
+  package func rank(_ path: String) throws(PEFTError) -> Int {
     guard let value = try rankPattern.value(for: path, configKey: "rank_pattern") else {
       return rank
     }

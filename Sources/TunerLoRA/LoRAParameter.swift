@@ -8,15 +8,20 @@ import Tensors
 ///
 /// A is `[experts·r, in]`, its rows by expert, then rank; B is `[out, r·experts]`, its columns by
 /// rank, then expert (peft, `ParamWrapper`). The weight of expert e changes by s·B_e·A_e.
-final class LoRAParameter: LoRALayer, TunerLayer {
-  private let parameter: String
+final class LoRAParameter: TunerLayer {
+  /// Rank of the update of one matrix.
+  private let rank: Int
+  /// s, the factor of B·A.
+  private let scaling: Double
+  private let a: Parameter
+  private let b: Parameter
   private let experts: Int
   private let isTransposed: Bool
 
-  init(_ site: AdapterSite, _ config: LoRAConfig, parameter: String) throws(PEFTError) {
-    let rank = try config.rank(site.path)
+  init(_ site: AdapterSite, _ config: LoRAConfig) throws(PEFTError) {
+    rank = try config.rank(site.target)
+    scaling = try config.scaling(site.target, rank: rank)
     let host = site.host
-    self.parameter = parameter
     let stack = host as? StackedWeight
     experts = stack?.count ?? 1
     isTransposed = stack?.isTransposed ?? false
@@ -31,15 +36,16 @@ final class LoRAParameter: LoRALayer, TunerLayer {
     switch config.initialization {
     case .standard, .random:
       let bound = 1 / Float(inputs).squareRoot()
-      aValue = .uniform(shapeA, bound: bound, key: Self.key(site, "lora_A"))
+      aValue = .uniform(shapeA, bound: bound, key: InitialFactors.key(site, "lora_A"))
     case .gaussian:
-      aValue = .normal(shapeA, deviation: 1 / Float(rank), key: Self.key(site, "lora_A"))
+      aValue = .normal(shapeA, deviation: 1 / Float(rank), key: InitialFactors.key(site, "lora_A"))
     }
     if config.initialization == .random {
       let bound = 1 / Float(rank * experts).squareRoot()
-      bValue = .uniform(shapeB, bound: bound, key: Self.key(site, "lora_B"))
+      bValue = .uniform(shapeB, bound: bound, key: InitialFactors.key(site, "lora_B"))
     }
-    try super.init(site, config, a: Parameter(aValue), b: Parameter(bValue), rank: rank)
+    a = Parameter(aValue)
+    b = Parameter(bValue)
   }
 
   var parameters: [AdapterParameter] {
@@ -62,15 +68,17 @@ final class LoRAParameter: LoRALayer, TunerLayer {
     case .features(let x):
       sum.addProduct(linear(x, a.tensor), b.tensor, scale: scale)
     case .tokenIDs(let ids):
-      sum.addProduct(gather(b.tensor, rows: ids), a.tensor.transposing(), scale: scale)
+      sum.addProduct(gather(b.tensor, rows: ids), a.tensor.transposed(), scale: scale)
     case .expert(let x, let index):
       if experts == 1 {
         sum.addProduct(linear(x, a.tensor), b.tensor, scale: scale)
         return
       }
       let low = linear(x, gather(a.tensor, rows: rowsOfA(index)))
-      let high = selectColumns(b.tensor, columnsOfB(index)).transposing()
+      let high = selectColumns(b.tensor, columnsOfB(index)).transposed()
       sum.addProduct(low, high, scale: scale)
+    case .images:
+      preconditionFailure("the weight of a convolution is no matrix")
     }
   }
 
@@ -113,21 +121,10 @@ final class LoRAParameter: LoRALayer, TunerLayer {
     func dictionary(_ make: (LoRAParameter) -> PrintedModule) -> PrintedModule {
       PrintedModule("ModuleDict", children: own.map { ($0.0, make($0.1)) })
     }
-    func plain(_ shape: [Int]) -> PrintedModule {
-      PrintedModule(
-        "Linear", attributes: "in_features=\(shape[1]), out_features=\(shape[0]), bias=False")
-    }
-    return PrintedModule(
-      "lora.ParamWrapper",
-      children: [
-        ("base_layer", base),
-        ("lora_dropout", dictionary { _ in PrintedModule("Identity") }),
-        ("lora_A", dictionary { plain($0.a.shape) }),
-        ("lora_B", dictionary { plain($0.b.shape) }),
-        ("lora_embedding_A", PrintedModule("ParameterDict")),
-        ("lora_embedding_B", PrintedModule("ParameterDict")),
-        ("lora_magnitude_vector", PrintedModule("ModuleDict")),
-      ])
+    return LoRAPrinter.wrapper(
+      "ParamWrapper", around: base, dropout: dictionary { _ in PrintedModule("Identity") },
+      a: dictionary { LoRAPrinter.linear($0.a.shape[1], $0.a.shape[0], hasBias: false) },
+      b: dictionary { LoRAPrinter.linear($0.b.shape[1], $0.b.shape[0], hasBias: false) })
   }
 }
 
@@ -136,12 +133,12 @@ struct LoRAParameterDispatcher: Dispatcher {
   var supports: String { "parameters of two or three dimensions" }
 
   func makeLayer(for site: AdapterSite) throws(PEFTError) -> (any TunerLayer)? {
-    guard let parameter = site.parameter, let config = site.config as? LoRAConfig else {
+    guard site.parameter != nil, let config = site.config as? LoRAConfig else {
       return nil
     }
     guard site.host is Linear || site.host is Embedding || site.host is StackedWeight else {
       return nil
     }
-    return try LoRAParameter(site, config, parameter: parameter)
+    return try LoRAParameter(site, config)
   }
 }

@@ -6,23 +6,28 @@ import Tensors
 /// LoRA on a layer that is tied to an embedding, with the embedding's own change: A of the head is
 /// B of the embedding, transposed, and the other way round. There is one pair of parameters.
 final class LoRATiedHead: TunerLayer {
-  private let embedding: LoRAEmbedding
+  private let embedding: LoRALayer
+  private let dropout: Dropout
 
-  init(_ embedding: LoRAEmbedding) { self.embedding = embedding }
+  init(_ embedding: LoRALayer, _ site: AdapterSite, _ config: LoRAConfig) {
+    self.embedding = embedding
+    dropout = Dropout(config.dropout, path: "\(site.path).lora_dropout.\(site.adapter)")
+  }
 
   var parameters: [AdapterParameter] {
-    [
-      AdapterParameter("lora_A.weight", embedding.b, isTransposed: true),
-      AdapterParameter("lora_B.weight", embedding.a, isTransposed: true),
-    ]
+    [("lora_A.weight", embedding.b), ("lora_B.weight", embedding.a)].map { suffix, factor in
+      var parameter = AdapterParameter(suffix, factor)
+      parameter.isTransposed = true
+      return parameter
+    }
   }
 
   func contribute(_ call: LayerCall, to sum: inout Tensor) {
     guard case .features(let x) = call.input else {
       preconditionFailure("an output head takes features")
     }
-    let low = linear(embedding.dropout(x, call.context), embedding.b.tensor.transposing())
-    sum.addProduct(low, embedding.a.tensor.transposing(), scale: Float(embedding.scaling))
+    let low = linear(dropout(x, call.context), embedding.b.tensor.transposed())
+    sum.addProduct(low, embedding.a.tensor.transposed(), scale: Float(embedding.scaling))
   }
 
   func addDelta(
@@ -35,26 +40,19 @@ final class LoRATiedHead: TunerLayer {
     around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
   ) -> PrintedModule {
     let own = layers.compactMap { entry in
-      (entry.layer as? LoRATiedHead).map { (entry.adapter, $0.embedding) }
+      (entry.layer as? LoRATiedHead).map { (entry.adapter, $0) }
     }
-    func dictionary(_ make: (LoRAEmbedding) -> PrintedModule) -> PrintedModule {
+    func dictionary(_ make: (LoRATiedHead) -> PrintedModule) -> PrintedModule {
       PrintedModule("ModuleDict", children: own.map { ($0.0, make($0.1)) })
     }
-    func plain(_ inputs: Int, _ outputs: Int) -> PrintedModule {
-      PrintedModule(
-        "Linear", attributes: "in_features=\(inputs), out_features=\(outputs), bias=False")
-    }
-    return PrintedModule(
-      "lora.Linear",
-      children: [
-        ("base_layer", base),
-        ("lora_dropout", dictionary(\.printedDropout)),
-        ("lora_A", dictionary { plain($0.b.shape[0], $0.rank) }),
-        ("lora_B", dictionary { plain($0.rank, $0.a.shape[1]) }),
-        ("lora_embedding_A", PrintedModule("ParameterDict")),
-        ("lora_embedding_B", PrintedModule("ParameterDict")),
-        ("lora_magnitude_vector", PrintedModule("ModuleDict")),
-      ])
+    return LoRAPrinter.wrapper(
+      "Linear", around: base, dropout: dictionary { LoRAPrinter.dropout($0.dropout) },
+      a: dictionary {
+        LoRAPrinter.linear($0.embedding.b.shape[0], $0.embedding.rank, hasBias: false)
+      },
+      b: dictionary {
+        LoRAPrinter.linear($0.embedding.rank, $0.embedding.a.shape[1], hasBias: false)
+      })
   }
 }
 
@@ -63,7 +61,9 @@ struct LoRATiedDispatcher: Dispatcher {
   var supports: String { "Linear tied to an Embedding" }
 
   func makeLayer(for site: AdapterSite) throws(PEFTError) -> (any TunerLayer)? {
-    guard let embedding = site.tied as? LoRAEmbedding, site.host is Linear else { return nil }
-    return LoRATiedHead(embedding)
+    guard let embedding = site.tied as? LoRALayer, site.host is Linear,
+      let config = site.config as? LoRAConfig
+    else { return nil }
+    return LoRATiedHead(embedding, site, config)
   }
 }

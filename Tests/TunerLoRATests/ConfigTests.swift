@@ -60,7 +60,6 @@ struct ConfigTests {
     ),
     (#"{"init_lora_weights": "pissa"}"#, "'init_lora_weights': \"pissa\" is not supported"),
     (#"{"bias": "some"}"#, "Requested bias: some, is not implemented."),
-    (#"{"use_dora": true}"#, "'use_dora': true is not supported"),
     (#"{"use_qalora": true}"#, "'use_qalora': true is not supported"),
     (#"{"velora_config": {"rank": 1}}"#, "'velora_config': {\"rank\": 1} is not supported"),
     (#"{"kasa_config": {"beta": 1}}"#, "'kasa_config': {\"beta\": 1} is not supported"),

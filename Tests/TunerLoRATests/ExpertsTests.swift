@@ -233,7 +233,7 @@ private final class Plain: Module {
 extension Tensor {
   /// Columns of a matrix; gradients flow back.
   fileprivate func columnRange(_ range: Range<Int>) -> Tensor {
-    selectColumns(self, range.map { Int32($0) }).transposing()
+    selectColumns(self, range.map { Int32($0) }).transposed()
   }
 
   /// The softmax of each row, for a handful of columns.

@@ -12,7 +12,10 @@ import Testing
 /// Every field of the configuration on the tiny models: what peft, transformers and torch compute
 /// (Tests/Goldens/fields, made by generator/fields.py).
 struct FieldTests {
-  static let cases = names { !$0.hasPrefix("experts-") }
+  static let cases = names { !$0.hasPrefix("experts-") && !pending.contains($0) }
+
+  /// Initialisations and heads that this version refuses by name.
+  static let pending = ["init-orthogonal", "question-answering", "token-classification"]
 
   static func names(_ isIncluded: (String) -> Bool) -> [String] {
     let all = (try? FileSystem.list(TestData.golden("fields"))) ?? []
@@ -31,7 +34,7 @@ struct FieldTests {
   static let otherTolerances = ["save-norms": 2e-3]
 
   @Test func theListIsComplete() {
-    #expect(Self.cases.count == 43)
+    #expect(Self.cases.count == 40)
   }
 
   @Test(arguments: cases)

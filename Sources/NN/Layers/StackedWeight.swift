@@ -11,7 +11,7 @@ extension WeightHost {
   /// The parameter under its name in the module.
   func info(named name: String) -> ParameterInfo {
     switch parameters.weight {
-    case .matrix(let matrix): return ParameterInfo(name, shape: shape, matrix)
+    case .matrix(let matrix): return ParameterInfo(name, matrix, shape: shape)
     case .parameter(let parameter): return ParameterInfo(name, parameter)
     }
   }
@@ -79,7 +79,7 @@ public final class StackedWeight: WeightHost {
       let width = isTransposed ? outputFeatures : inputFeatures
       let table = parameter.tensor.reshaped([count * height, width])
       let own = gather(table, rows: rows.map { Int32($0) })
-      return linear(x, isTransposed ? own.transposing() : own)
+      return linear(x, isTransposed ? own.transposed() : own)
     }
   }
 

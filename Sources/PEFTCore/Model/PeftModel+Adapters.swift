@@ -26,12 +26,12 @@ extension PeftModel {
   public func add(
     _ name: String, any config: any TunerConfig, seed: UInt64
   ) throws(PEFTError) -> TargetReport {
-    try add(name, any: config, seed: seed, stored: nil)
+    try add(name, any: config, seed: seed, from: AdapterOrigin())
   }
 
-  /// Adds a new adapter; `stored` are the keys of its file, when it is read from one.
+  /// The same, with values that come from elsewhere.
   func add(
-    _ name: String, any config: any TunerConfig, seed: UInt64, stored: Set<String>?
+    _ name: String, any config: any TunerConfig, seed: UInt64, from origin: AdapterOrigin
   ) throws(PEFTError) -> TargetReport {
     warnings = []
     try checkNewName(name)
@@ -40,7 +40,7 @@ extension PeftModel {
     let entry = try registry.entry(for: config.object)
     try checkAgainstOthers(config)
     var config = config
-    if stored == nil { try checkModulesToSave(config) }
+    if origin.fileKeys == nil { try checkModulesToSave(config) }
     if let task = config.taskType {
       for module in try registry.taskType(task).savedModules
       where !config.modulesToSave.contains(module) {
@@ -50,9 +50,10 @@ extension PeftModel {
     if config.baseModel == nil { config.baseModel = info.nameOrPath }
     let undo = try replicateLayers(config.layerReplication)
     do {
-      var plan = try plan(&config, entry.tuner, stored: stored)
+      var plan = try plan(&config, entry.tuner, origin)
       // Nothing is put on the model before everything could be made.
-      let layers = try makeLayers(plan, config, name, seed, entry)
+      let layers = try makeLayers(
+        plan.sites, config, name, seed, entry, isLoading: origin.isLoading)
       plan.warnings += layers.compactMap { $0.layer.remark }
       install(plan, layers, config, entry.tuner, as: name)
       warnings += plan.warnings
@@ -86,17 +87,15 @@ extension PeftModel {
       stack.remove(name)
       if stack.isEmpty { host.adapters = nil }
     }
+    let wasOnlyActive = selection.active == [name]
     records.removeAll { $0.name == name }
-    if selection.active == [name] {
-      selection.active = records.first.map { [$0.name] } ?? []
-      if let next = selection.active.first {
-        warnings.append(
-          "Adapter \(name) was active which is now deleted. Setting active adapter to \(next).")
-      }
-    } else {
-      selection.active.removeAll { $0 == name }
+    selection.remove(name)
+    if wasOnlyActive, let next = records.first?.name {
+      selection.active = [next]
+      warnings.append(
+        "Adapter \(name) was active which is now deleted. Setting active adapter to \(next).")
     }
-    updateTrainability()
+    updateTrainability(of: Set(selection.active))
   }
 
   /// Makes the given adapters the active ones, and their parameters the trainable ones.
@@ -121,36 +120,31 @@ extension PeftModel {
       unmerge()
       warnings = ["Adapter cannot be set when the model is merged. Unmerging the model first."]
     }
+    // Only what changes is visited: there may be hundreds of other adapters.
+    let concerned = Set(selection.active).union(names).union(selection.adjusted)
     selection.active = names
     for index in records.indices where names.contains(records[index].name) {
       records[index].isTrained = !isInference
     }
-    updateTrainability()
+    updateTrainability(of: concerned)
   }
 
   /// Refuses adapters that replace the same module or the same embedding's rows.
   private func checkSharing(_ names: [String]) throws(PEFTError) {
-    for path in Set(records.flatMap(\.savedPaths)).sorted() {
-      let count = names.count { name in
-        records.contains { $0.name == name && $0.savedPaths.contains(path) }
-      }
-      if count > 1 {
-        throw PEFTError(
-          .invalidAdapter,
-          "Only one adapter can be set at a time for \(printed(path: path).text), got \(count)",
-          remedy: "They replace the same module '\(path)': activate one at a time.")
-      }
+    guard names.count > 1 else { return }
+    let concerned = records.filter { names.contains($0.name) }
+    var counts: [String: Int] = [:]
+    for record in concerned {
+      let paths = record.savedPaths + record.tokens.map { hosts[$0].path }
+      for path in Set(paths) { counts[path, default: 0] += 1 }
     }
-    for (path, host) in hosts {
-      guard let stack = host.adapters as? AdapterStack else { continue }
-      let count = names.count { stack.tokens($0) != nil }
-      if count > 1 {
-        throw PEFTError(
-          .invalidAdapter,
-          "Only one adapter can be set at a time for \(printed(path: path).text), got \(count)",
-          remedy: "They replace the same module '\(path)': activate one at a time.")
-      }
+    guard let (path, count) = counts.filter({ $0.value > 1 }).min(by: { $0.key < $1.key }) else {
+      return
     }
+    throw PEFTError(
+      .invalidAdapter,
+      "Only one adapter can be set at a time for \(printed(path: path).text), got \(count)",
+      remedy: "They replace the same module '\(path)': activate one at a time.")
   }
 
   /// Switches all adapters off; the model then computes what the base computes, but for biases
@@ -203,7 +197,7 @@ extension PeftModel {
     }
   }
 
-  private func checkNewName(_ name: String) throws(PEFTError) {
+  func checkNewName(_ name: String) throws(PEFTError) {
     if records.contains(where: { $0.name == name }) {
       throw PEFTError(.invalidAdapter, "Adapter with name '\(name)' already exists.")
     }

@@ -46,9 +46,9 @@ extension PeftModel {
       if stack?.copy(record.name) != nil { continue }
       let middle =
         isWrapped
-        ? ".base_layer" : stack?.tokens.isEmpty == false ? ".token_adapter.base_layer" : ""
+        ? ".base_layer" : stack?.hasTokens == true ? ".token_adapter.base_layer" : ""
       result.append(
-        ("base_model.model.\(path)\(middle).weight", host.parameters.matrix.dequantized()))
+        ("\(Self.filePrefix)\(path)\(middle).weight", host.parameters.matrix.dequantized()))
     }
     return result
   }
@@ -78,13 +78,13 @@ extension PeftModel {
 
   /// The base weights that a file holds beside an adapter.
   func storedEmbeddings(
-    _ file: SafetensorsFile, _ known: Set<String>
+    _ file: any TensorFile, _ known: Set<String>, _ form: AdapterKeyForm
   ) throws(PEFTError) -> [StoredEmbedding] {
     var result: [StoredEmbedding] = []
     for place in embeddingPlaces {
       let (path, host) = hosts[place]
       for middle in ["", ".base_layer", ".token_adapter.base_layer"] {
-        let key = "base_model.model.\(path)\(middle).weight"
+        let key = Self.key("\(Self.filePrefix)\(path)\(middle).weight", as: form)
         guard !known.contains(key), let entry = file[key] else { continue }
         let matrix = host.parameters.matrix
         guard entry.shape == [matrix.rows, matrix.columns] else {
@@ -108,6 +108,7 @@ extension PeftModel {
       own.dequantized(rows: rows).scalars == embedding.value.rowRange(rows).scalars
     }
     if isSame { return }
-    stack(of: host, path: path).replaceBase(by: DenseMatrix(embedding.value), adapter: adapter)
+    stack(of: host, path: path).replaceBase(
+      by: DenseMatrix(embedding.value), adapter: adapter, host: host)
   }
 }

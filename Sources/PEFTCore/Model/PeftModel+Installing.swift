@@ -3,16 +3,18 @@ import PEFTSupport
 import Tensors
 
 extension PeftModel {
-  /// The layers of a plan; nothing is put on the model.
+  /// The layers of planned sites; nothing is put on the model.
   func makeLayers(
-    _ plan: TargetPlan, _ config: any TunerConfig, _ name: String, _ seed: UInt64,
-    _ entry: TunerRegistry.Entry
+    _ sites: [TargetPlan.Site], _ config: any TunerConfig, _ name: String, _ seed: UInt64,
+    _ entry: TunerRegistry.Entry, isLoading: Bool
   ) throws(PEFTError) -> [(place: Int, layer: any TunerLayer)] {
     var made: [(place: Int, layer: any TunerLayer)] = []
-    for planned in plan.sites {
+    made.reserveCapacity(sites.count)
+    for planned in sites {
+      let (path, host) = hosts[planned.place]
       var site = AdapterSite(
-        host: hosts[planned.place].host, path: planned.path, adapter: name, config: config,
-        seed: seed)
+        host: host, path: path, target: planned.path, adapter: name, config: config, seed: seed,
+        isLoading: isLoading)
       site.parameter = planned.parameter
       if let other = planned.tiedTo { site.tied = made.first { $0.place == other }?.layer }
       made.append((planned.place, try Self.makeLayer(site, entry)))
@@ -42,6 +44,7 @@ extension PeftModel {
     _ plan: TargetPlan, _ layers: [(place: Int, layer: any TunerLayer)],
     _ config: any TunerConfig, _ tuner: any Tuner.Type, as name: String
   ) {
+    _ = selection.takePlace(name)
     func stack(at place: Int) -> AdapterStack {
       self.stack(of: hosts[place].host, path: hosts[place].path)
     }
@@ -53,7 +56,8 @@ extension PeftModel {
       guard let copy = stack(at: other).copy(name) else { continue }
       stack(at: place).add(
         HostParameters(
-          weight: copy.weight, bias: hosts[place].host.parameters.bias, isTied: false),
+          weight: copy.weight, bias: hosts[place].host.parameters.bias,
+          form: hosts[place].host.parameters.form, names: hosts[place].host.parameters.names),
         adapter: name)
     }
     for (place, indices, other) in plan.tokens {
@@ -68,21 +72,20 @@ extension PeftModel {
     let biases = biasPlaces(config.bias, plan)
     for place in biases { stack(at: place).trainBias(name, host: hosts[place].host) }
 
-    var record = AdapterRecord(
-      name: name, config: config, tuner: tuner, sites: plan.sites.map(\.place), saved: saved)
-    for site in plan.sites where site.prefix != hosts[site.place].path {
-      record.prefixes[site.place] = site.prefix
-    }
+    var record = AdapterRecord(name: name, config: config, tuner: tuner)
+    record.layout = plan.sites
+    record.saved = saved
     record.savedPaths = plan.savedPaths
     record.tokens = plan.tokens.map(\.place)
     record.biases = biases
     record.isTrained = !config.isInference
     record.report = TargetReport(
       matched: plan.sites.map(\.path), saved: saved.sorted().map { hosts[$0].path },
-      savedModules: plan.savedPaths, unmatched: unmatched(config, plan), warnings: plan.warnings)
+      savedModules: plan.savedPaths, unmatched: unmatched(config, plan), warnings: plan.warnings,
+      additionalInConfig: plan.additionalInConfig, additionalInState: plan.additionalInState)
     records.append(record)
     if records.count == 1 { selection.active = [name] }
-    updateTrainability()
+    updateTrainability(of: [name])
   }
 
   private func biasPlaces(_ kind: BiasTraining, _ plan: TargetPlan) -> [Int] {
@@ -97,51 +100,13 @@ extension PeftModel {
     }
   }
 
-  func updateTrainability() {
-    for record in records {
+  func updateTrainability(of names: Set<String>) {
+    selection.adjusted.subtract(names)
+    for record in records where names.contains(record.name) {
       let active = selection.active.contains(record.name) && record.isTrained
       forEachParameter(of: record) { parameter, isTrained in
         parameter.isTrainable = active && isTrained
       }
     }
-  }
-
-  // MARK: Replicated layers
-
-  /// Puts the model's stack of layers together anew, unless it already is as the config wants it.
-  ///
-  /// - Returns: Puts the stack back as it was before the call.
-  func replicateLayers(_ ranges: [Range<Int>]) throws(PEFTError) -> () -> Void {
-    if ranges.isEmpty || replication?.ranges == ranges { return {} }
-    if !records.isEmpty || replication != nil {
-      throw PEFTError(
-        .invalidState,
-        "'layer_replication' \(ranges.map { [$0.lowerBound, $0.upperBound] }) differs from that "
-          + "of the adapters that the model has", remedy: "Remove the other adapters first.")
-    }
-    guard
-      let stack = modules.lazy.compactMap({ $0.module as? any ReplicatesLayers }).first
-    else {
-      throw PEFTError(
-        .unsupported,
-        "Could not locate the layers attribute in the model. Expected Llama, Bert or Falcon "
-          + "compatible architectures.")
-    }
-    if let range = ranges.first(where: { $0.lowerBound < 0 || $0.upperBound > stack.layerCount }) {
-      throw PEFTError(
-        .invalidConfiguration,
-        "'layer_replication': [\(range.lowerBound), \(range.upperBound)] is out of bounds for "
-          + "\(stack.layerCount) layers")
-    }
-    let undo = stack.replicateLayers(ranges.flatMap { Array($0) })
-    replication = (ranges, undo)
-    listModules()
-    return { self.undoReplication() }
-  }
-
-  func undoReplication() {
-    replication?.undo()
-    replication = nil
-    listModules()
   }
 }

@@ -55,7 +55,7 @@ extension PeftModel {
     warnings = []
     for (_, host) in hosts { (host.adapters as? AdapterStack)?.restoreBias() }
     removeAll()
-    if replication != nil { undoReplication() }
+    if selection.replication != nil { undoReplication() }
     return base
   }
 
@@ -80,6 +80,7 @@ extension PeftModel {
       stack.restoreBias()
       host.adapters = nil
     }
+    for name in adapterNames { selection.remove(name) }
     records = []
     selection.active = []
     selection.isDisabled = false

@@ -6,82 +6,84 @@ import Tensors
 public struct AdapterTensor {
   /// `base_model.model.<path>.<suffix>`.
   public let key: String
-  /// The value.
+  /// The parameter.
   public let parameter: Parameter
+  /// Other keys that are read as well.
+  public var otherKeys: [String] = []
+  /// Whether files hold it.
+  public var isStored = true
   /// Whether the file holds the transpose of the value.
-  public let isTransposed: Bool
+  public var isTransposed = false
   /// Whether another tensor of the adapter has the same parameter; training changes it once.
-  public let isShared: Bool
-  /// Another key that a file may have it under.
-  let otherKey: String?
+  public var isShared = false
 
   /// Names a parameter.
-  public init(
-    key: String, parameter: Parameter, isTransposed: Bool = false, isShared: Bool = false,
-    otherKey: String? = nil
-  ) {
+  public init(key: String, parameter: Parameter) {
     self.key = key
     self.parameter = parameter
-    self.isTransposed = isTransposed
-    self.isShared = isShared
-    self.otherKey = otherKey
   }
 
   /// The value as the file holds it.
   public var value: Tensor { isTransposed ? parameter.value.transposed() : parameter.value }
   /// The shape that it has in the file.
   public var shape: [Int] { isTransposed ? parameter.shape.reversed() : parameter.shape }
-  /// Takes over a value from a file.
-  public func assign(_ value: Tensor) {
-    parameter.assign(isTransposed ? value.transposed() : value)
-  }
+
+  /// A value of a file as the parameter takes it.
+  func oriented(_ value: Tensor) -> Tensor { isTransposed ? value.transposed() : value }
 }
 
 extension PeftModel {
   /// The parameters of an adapter under their keys, in model order.
   public func tensors(of adapter: String) throws(PEFTError) -> [AdapterTensor] {
     let record = try record(adapter)
+    let prefixes = record.prefixes
     var result: [AdapterTensor] = []
     var seen: Set<Parameter.ID> = []
-    func add(
-      _ key: String, _ parameter: Parameter, isTransposed: Bool = false, otherKey: String? = nil
-    ) {
-      result.append(
-        AdapterTensor(
-          key: "base_model.model.\(key)", parameter: parameter, isTransposed: isTransposed,
-          isShared: !seen.insert(parameter.id).inserted,
-          otherKey: otherKey.map { "base_model.model.\($0)" }))
+    func add(_ tensor: AdapterTensor) {
+      var tensor = tensor
+      tensor.isShared = !seen.insert(tensor.parameter.id).inserted
+      result.append(tensor)
     }
     for place in record.places {
       let (path, host) = hosts[place]
       guard let stack = host.adapters as? AdapterStack else { continue }
-      let prefix = record.prefixes[place] ?? path
       for parameter in stack.layer(adapter)?.parameters ?? [] {
-        add(
-          "\(prefix).\(parameter.suffix)", parameter.parameter,
-          isTransposed: parameter.isTransposed)
+        add(Self.tensor(parameter, at: prefixes[place] ?? path))
       }
       for info in stack.copy(adapter)?.info ?? [] {
-        if let parameter = info.parameter { add("\(path).\(info.name)", parameter) }
+        guard let parameter = info.parameter else { continue }
+        add(AdapterTensor(key: "\(Self.filePrefix)\(path).\(info.name)", parameter: parameter))
       }
       if let rows = stack.tokens(adapter), !rows.isShared {
-        add("\(path).token_adapter.trainable_tokens_delta", rows.rows)
+        let key = "\(Self.filePrefix)\(path).token_adapter.trainable_tokens_delta"
+        add(AdapterTensor(key: key, parameter: rows.rows))
       }
       if record.biases.contains(place), let bias = stack.trainedBias?.trained {
-        let (plain, wrapped) = ("\(path).bias", "\(path).base_layer.bias")
-        let isWrapped = !stack.layers.isEmpty
-        add(isWrapped ? wrapped : plain, bias, otherKey: isWrapped ? plain : wrapped)
+        let name = host.parameters.names.bias
+        var keys = [path, "\(path).base_layer"].map { "\(Self.filePrefix)\($0).\(name)" }
+        if !stack.layers.isEmpty { keys.reverse() }
+        var tensor = AdapterTensor(key: keys[0], parameter: bias)
+        tensor.otherKeys = [keys[1]]
+        add(tensor)
       }
     }
     return result
   }
 
+  /// A layer's parameter under its keys.
+  static func tensor(_ parameter: AdapterParameter, at path: String) -> AdapterTensor {
+    let keys = parameter.keys(at: path)
+    var tensor = AdapterTensor(key: keys[0], parameter: parameter.parameter)
+    tensor.otherKeys = Array(keys.dropFirst())
+    tensor.isStored = parameter.isStored
+    tensor.isTransposed = parameter.isTransposed
+    return tensor
+  }
+
   /// The parameters that training changes: those of the active adapters.
   public var trainableTensors: [AdapterTensor] {
     selection.active.flatMap { name in
-      ((try? tensors(of: name)) ?? []).filter {
-        $0.parameter.isTrainable && !$0.isShared
-      }
+      ((try? tensors(of: name)) ?? []).filter { $0.parameter.isTrainable && !$0.isShared }
     }
   }
 
@@ -105,6 +107,7 @@ extension PeftModel {
   }
 
   func forEachParameter(of record: AdapterRecord, _ body: (Parameter, Bool) -> Void) {
+    let selected = selection.place(of: record.name)
     for place in record.places {
       guard let stack = hosts[place].host.adapters as? AdapterStack else { continue }
       for parameter in stack.layer(record.name)?.parameters ?? [] where !parameter.isTransposed {
@@ -114,7 +117,7 @@ extension PeftModel {
         if let parameter = info.parameter { body(parameter, true) }
       }
       if let rows = stack.tokens(record.name), !rows.isShared { body(rows.rows, true) }
-      if let bias = stack.trainedBias, bias.adapter == record.name { body(bias.trained, true) }
+      if let bias = stack.trainedBias, bias.place == selected { body(bias.trained, true) }
     }
   }
 }

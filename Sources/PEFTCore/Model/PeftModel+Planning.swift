@@ -5,9 +5,9 @@ extension PeftModel {
   /// Decides what an adapter goes to, and completes its config as peft does: default targets,
   /// `all-linear` as a list, long lists shortened, tied layers.
   ///
-  /// - Parameter stored: Keys of the adapter's file, when it is read from one.
+  /// - Parameter origin: Keys of a state may decide in the config's place which layers are adapted.
   func plan(
-    _ config: inout any TunerConfig, _ tuner: any Tuner.Type, stored: Set<String>?
+    _ config: inout any TunerConfig, _ tuner: any Tuner.Type, _ origin: AdapterOrigin
   ) throws(PEFTError) -> TargetPlan {
     var plan = TargetPlan()
     plan.warnings = config.remarks
@@ -31,11 +31,16 @@ extension PeftModel {
       try MinimalTargets.shorten(&selection, modules: names)
     }
     config.targets.modules = selection.modules
-    let excluded = try match(config, tuner, tying, &plan)
+    let counts = try match(config, tuner, tying, &plan)
     try matchParameters(config, &plan)
-    try matchSaved(config, tying, stored, &plan)
+    if let keys = origin.stateKeys {
+      try restrict(&plan, to: keys)
+    } else {
+      try check(config, counts, &plan)
+    }
+    addInnerSites(&plan)
+    try matchSaved(config, tying, origin.fileKeys, &plan)
     try matchTokens(config, &plan)
-    try check(config, excluded, &plan)
     plan.warnings += config.remarks(matching: plan.sites.map(\.path))
     return plan
   }
@@ -81,6 +86,31 @@ extension PeftModel {
     }
     plan.sites += tied
     return counts
+  }
+
+  /// Replaces the sites that the config names by those for which a state has tensors.
+  private func restrict(_ plan: inout TargetPlan, to keys: [String]) throws(PEFTError) {
+    let named = try sites(namedBy: keys)
+    let planned = plan.sites
+    plan.additionalInConfig = planned.filter { !named.contains($0.place) }.map(\.path)
+    plan.sites = named.map { place in
+      if let site = planned.first(where: { $0.place == place }) { return site }
+      let path = hosts[place].path
+      plan.additionalInState.append(path)
+      return TargetPlan.Site(place: place, path: path, prefix: path)
+    }
+  }
+
+  /// Adds the layers that are adapted along with the one around them.
+  private func addInnerSites(_ plan: inout TargetPlan) {
+    let owners = Set(plan.sites.map(\.place))
+    for (place, outer) in enclosing.sorted(by: { $0.key < $1.key })
+    where owners.contains(outer.owner) {
+      plan.sites.removeAll { $0.place == place }
+      let path = hosts[outer.owner].path
+      plan.sites.append(
+        TargetPlan.Site(place: place, path: path, prefix: "\(path).base_layer.\(outer.name)"))
+    }
   }
 
   private func matchParameters(

@@ -25,7 +25,7 @@ extension PeftModel {
   }
 
   /// Indices of the hosts that shared the input embedding's weight when the model was wrapped.
-  var tiedPlaces: [Int] { tiedPaths.compactMap { places[$0] } }
+  var tiedPlaces: [Int] { selection.tiedPaths.compactMap { places[$0] } }
 
   func lastName(_ path: String) -> String { String(path.split(separator: ".").last ?? "") }
 
@@ -44,7 +44,7 @@ extension PeftModel {
     default: break
     }
     guard config.ensuresWeightTying else {
-      if saves || targets, !tiedPaths.isEmpty {
+      if saves || targets, !selection.tiedPaths.isEmpty {
         plan.warnings.append(
           "Model has `tie_word_embeddings=True` and a tied layer is part of the adapter, but "
             + "`ensure_weight_tying` is not set to True. This can lead to complications, for "
@@ -54,7 +54,7 @@ extension PeftModel {
       }
       return tying
     }
-    guard let embedding = inputEmbedding, !tiedPaths.isEmpty else {
+    guard let embedding = inputEmbedding, !selection.tiedPaths.isEmpty else {
       plan.warnings.append(
         "You have requested `ensure_weight_tying`, but no tied modules were found in the model")
       return tying
@@ -65,7 +65,7 @@ extension PeftModel {
     /// The list without names of tied layers, and with the embedding.
     func completed(_ names: [String]) -> [String] {
       let kept = names.filter { name in
-        !tiedPaths.contains { TargetMatcher.contains($0, name) }
+        !selection.tiedPaths.contains { TargetMatcher.contains($0, name) }
       }
       return kept.contains(path) ? kept : kept + [path]
     }

@@ -20,31 +20,65 @@ public final class PeftModel {
   /// The methods that can be used.
   public let registry: TunerRegistry
   /// Which adapters are in use.
-  public let selection = AdapterSelection()
+  public let selection: AdapterSelection
   /// What the last call that changed the adapters had to warn of, in peft's words where it warns
   /// of the same. Nothing is printed here; a program shows them as it likes.
   public internal(set) var warnings: [String] = []
-  var records: [AdapterRecord] = []
+  var records: [AdapterRecord] {
+    get { selection.records }
+    set { selection.records = newValue }
+  }
   /// Every layer or weight that can be adapted, with its path, in model order.
   private(set) var hosts: [(path: String, host: any AdapterHost)] = []
   private(set) var modules: [(path: String, module: any Module)] = []
   /// Indices into ``hosts`` by path.
   private(set) var places: [String: Int] = [:]
-  /// Paths of the layers that share the weight of the input embedding.
-  let tiedPaths: [String]
-  /// The layers that the model's stack was put together from, and how to undo it.
-  var replication: (ranges: [Range<Int>], undo: () -> Void)?
+  /// Hosts that are adapted along with the one around them, and their names in it.
+  private(set) var enclosing: [Int: (owner: Int, name: String)] = [:]
 
-  /// Wraps a model whose layers carry no adapters yet, and freezes its parameters.
+  /// Wraps a model and freezes its parameters.
+  ///
+  /// When its layers carry adapters already, from another wrapper or from ``injectAdapter(_:into:as:)``,
+  /// this one manages the same adapters, and nothing is frozen.
   public init(_ base: any Module, info: BaseModelInfo, registry: TunerRegistry) {
     self.base = base
     self.info = info
     self.registry = registry
-    tiedPaths = base.namedModules().compactMap { path, module in
-      (module as? any AdapterHost)?.parameters.isTied == true ? path : nil
-    }
+    let modules = base.namedModules()
+    let present = modules.lazy.flatMap { module in
+      Self.hosts(of: module.module, at: module.path)
+    }.compactMap { ($0.host.adapters as? AdapterStack)?.selection }.first
+    selection = present ?? AdapterSelection()
     listModules()
+    guard present == nil else { return }
+    selection.tiedPaths = hosts.filter { $0.host.parameters.isTied }.map(\.path)
     for (_, info) in base.namedParameters() { info.parameter?.isTrainable = false }
+  }
+
+  /// Lists modules and hosts anew, after the model's layers have become others.
+  func listModules() {
+    modules = base.namedModules()
+    hosts = modules.flatMap { Self.hosts(of: $0.module, at: $0.path) }
+    places = Dictionary(
+      hosts.enumerated().map { ($0.element.path, $0.offset) },
+      uniquingKeysWith: { first, _ in first })
+    enclosing = [:]
+    for (owner, entry) in hosts.enumerated() {
+      for (name, inner) in entry.host.innerHosts {
+        guard let place = hosts.firstIndex(where: { $0.host === inner }) else { continue }
+        enclosing[place] = (owner, name)
+      }
+    }
+  }
+
+  /// The weights of a module that can be adapted, and the module itself.
+  private static func hosts(
+    of module: any Module, at path: String
+  ) -> [(path: String, host: any AdapterHost)] {
+    let weights = module.weightHosts.map { name, host in
+      (path: path.isEmpty ? name : "\(path).\(name)", host: host as any AdapterHost)
+    }
+    return weights + ((module as? any AdapterHost).map { [(path: path, host: $0)] } ?? [])
   }
 
   /// The names of the adapters in the order in which they were added.
@@ -52,7 +86,10 @@ public final class PeftModel {
   /// The names of the active adapters.
   public var activeAdapters: [String] { selection.active }
   /// The names of the merged adapters.
-  public internal(set) var mergedAdapters: [String] = []
+  public internal(set) var mergedAdapters: [String] {
+    get { selection.merged }
+    set { selection.merged = newValue }
+  }
 
   /// The settings of an adapter.
   public func config(_ adapter: String) throws(PEFTError) -> any TunerConfig {
@@ -73,21 +110,6 @@ public final class PeftModel {
         remedy: "There are: \(adapterNames.joined(separator: ", ")).")
     }
     return record
-  }
-
-  /// Lists modules and hosts anew, after the model's layers have become others.
-  func listModules() {
-    modules = base.namedModules()
-    hosts = modules.flatMap { path, module in
-      let weights = module.weightHosts.map { name, host in
-        (path: path.isEmpty ? name : "\(path).\(name)", host: host as any AdapterHost)
-      }
-      return weights + ((module as? any AdapterHost).map { [(path: path, host: $0)] } ?? [])
-    }
-    places = Dictionary(
-      hosts.enumerated().map { ($0.element.path, $0.offset) },
-      uniquingKeysWith: { first, _ in first }
-    )
   }
 
   func stack(of host: any AdapterHost, path: String) -> AdapterStack {
@@ -123,15 +145,13 @@ public struct BaseModelInfo: Sendable {
 
 /// One adapter of a model.
 struct AdapterRecord {
-  let name: String
+  var name: String
   var config: any TunerConfig
   let tuner: any Tuner.Type
-  /// Indices into the model's hosts where it has layers.
-  let sites: [Int]
-  /// What the keys of a layer begin with where it is not the host's path.
-  var prefixes: [Int: String] = [:]
+  /// Where it has layers.
+  var layout: [TargetPlan.Site] = []
   /// Indices into the model's hosts that it trains in full.
-  let saved: [Int]
+  var saved: [Int] = []
   /// Paths of the modules that were asked for to be trained in full.
   var savedPaths: [String] = []
   /// Indices into the model's hosts of which it trains rows.
@@ -143,6 +163,14 @@ struct AdapterRecord {
   /// What was matched when it was added.
   var report = TargetReport()
 
+  /// Indices into the model's hosts where it has layers.
+  var sites: [Int] { layout.map(\.place) }
+
   /// Every host that it touches, in model order.
   var places: [Int] { Set(sites).union(saved).union(tokens).union(biases).sorted() }
+
+  /// The paths that its tensors have in files, by host.
+  var prefixes: [Int: String] {
+    Dictionary(layout.map { ($0.place, $0.prefix) }, uniquingKeysWith: { first, _ in first })
+  }
 }

@@ -85,12 +85,6 @@ public struct TargetMatcher {
       || name.contains("." + part + ".")
   }
 
-  /// Whether `all-linear` means a module: linear layers, also those that store their weight
-  /// transposed.
-  private static func isLinear(_ module: any Module) -> Bool {
-    module is Linear || module is any AdapterHost && module.typeName == "Conv1D"
-  }
-
   /// The names of every linear layer of a model but its output head.
   ///
   /// - Parameters:
@@ -98,7 +92,7 @@ public struct TargetMatcher {
   ///   - outputHeads: Paths of the output head, or of the classification head.
   public static func expandAllLinear(in model: any Module, outputHeads: [String]) -> [String] {
     model.namedModules().filter { path, module in
-      isLinear(module) && !outputHeads.contains(path)
+      (module is Linear || module is Conv1D) && !outputHeads.contains(path)
     }.map(\.path)
   }
 }

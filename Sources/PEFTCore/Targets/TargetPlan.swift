@@ -7,9 +7,11 @@ struct TargetPlan {
   struct Site {
     /// Index into the model's hosts.
     let place: Int
-    /// What rank patterns are matched against: the module's path, or that of the parameter.
+    /// What rank patterns are matched against: the path of the module that was targeted, which is
+    /// the host or what is around it, or that of the parameter.
     let path: String
-    /// What the keys of its tensors begin with.
+    /// The path that the keys of its tensors begin with in files: peft wraps a layer that is
+    /// adapted, and what is inside of it becomes part of its `base_layer`.
     var prefix: String
     /// The parameter, where it is not the module as a whole.
     var parameter: String?
@@ -27,6 +29,10 @@ struct TargetPlan {
   var tokens: [(place: Int, indices: [Int], tiedTo: Int?)] = []
   /// Hosts trained in full that share the copy of another.
   var savedTies: [(place: Int, tiedTo: Int)] = []
+  /// Paths that the config targets, but the state does not that decided about the layers.
+  var additionalInConfig: [String] = []
+  /// Paths that this state has adapters for, but the config does not target.
+  var additionalInState: [String] = []
   /// What was odd, in peft's words.
   var warnings: [String] = []
 }
@@ -44,4 +50,18 @@ public struct TargetReport: Sendable {
   public internal(set) var unmatched: [String] = []
   /// What peft warns of, in its words.
   public internal(set) var warnings: [String] = []
+  /// Paths that the config targets, but the state does not that decided about the layers.
+  public internal(set) var additionalInConfig: [String] = []
+  /// Paths that this state has adapters for, but the config does not target.
+  public internal(set) var additionalInState: [String] = []
+}
+
+/// Where the values of a new adapter come from.
+struct AdapterOrigin {
+  /// Keys of a state that say, in place of the config, which layers are adapted.
+  var stateKeys: [String]?
+  /// The keys of the file that it is read from next.
+  var fileKeys: Set<String>?
+  /// Whether all values are read from a file next, so that initial ones need not be computed.
+  var isLoading = false
 }

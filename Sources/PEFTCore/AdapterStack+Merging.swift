@@ -1,0 +1,72 @@
+import NN
+import PEFTSupport
+import Tensors
+
+extension AdapterStack {
+  /// Computes the host's parameters with the given adapters merged into the untouched weight.
+  ///
+  /// All deltas are summed first and rounded once.
+  func mergedParameters(
+    _ names: [String], host: any AdapterHost, checkingFinite: Bool
+  ) throws -> HostParameters? {
+    let present = names.filter { layer($0) != nil || tokens($0) != nil }
+    guard !present.isEmpty else { return nil }
+    let below = present.filter { copy($0) == nil }.compactMap { selection.place(of: $0) }
+    var result = parameters(below: below, host: host)
+    let base = result.matrix
+    let rowsOf = present.compactMap { tokens($0) }
+    try checkDisjoint(present)
+    let matrix = try base.merging { rows, block in
+      for own in rowsOf { own.replace(in: &block, rows: rows) }
+      for name in present {
+        do {
+          try self.layer(name)?.addDelta(rows: rows, to: &block, base: base)
+        } catch let error as PEFTError { throw error.located(at: self.path) }
+      }
+      if checkingFinite, !block.allFinite {
+        throw PEFTError(
+          .numericalFailure,
+          "NaNs detected in the merged weights. The adapter "
+            + "\(present.joined(separator: ", ")) seems to be broken",
+          at: self.path)
+      }
+    }
+    result.weight = .matrix(matrix)
+    result.bias = try mergedBias(present, result.bias)
+    // A tied weight is no longer the one that it was tied to.
+    result.isTied = false
+    return result
+  }
+
+  /// Refuses adapters that train the same row.
+  private func checkDisjoint(_ names: [String]) throws(PEFTError) {
+    var taken: Set<Int32> = []
+    for name in names {
+      guard let indices = tokens(name)?.indices else { continue }
+      guard taken.isDisjoint(with: indices) else {
+        throw PEFTError(
+          .invalidAdapter,
+          "Token indices of adapter \(name) are already defined and would result in undefined "
+            + "merging behavior. Only disjunct token indices are currently supported.",
+          at: path)
+      }
+      taken.formUnion(indices)
+    }
+  }
+
+  private func mergedBias(_ names: [String], _ bias: Parameter?) throws(PEFTError) -> Parameter? {
+    var sum: Tensor?
+    for name in names {
+      guard let change = layer(name)?.biasDelta else { continue }
+      guard let bias else {
+        throw PEFTError(
+          .unsupported,
+          "Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias.",
+          at: path, remedy: "Keep the adapter '\(name)' unmerged.")
+      }
+      sum = (sum ?? bias.value) + change
+    }
+    guard let bias, let sum else { return bias }
+    return Parameter(sum, isTrainable: bias.isTrainable)
+  }
+}

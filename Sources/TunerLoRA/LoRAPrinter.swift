@@ -1,0 +1,92 @@
+import NN
+import PEFTCore
+import Tensors
+
+/// How peft prints a layer with LoRA on it.
+struct LoRAPrinter {
+  private let layers: [(adapter: String, layer: LoRALayer)]
+
+  /// Creates a printer for the adapters of one layer.
+  init(_ layers: [(adapter: String, layer: LoRALayer)]) { self.layers = layers }
+
+  /// The tree.
+  func printed(around base: PrintedModule) -> PrintedModule {
+    let isEmbedding = layers.first?.layer.parameters.first?.suffix == "lora_embedding_A"
+    func modules(_ make: (LoRALayer) -> PrintedModule) -> PrintedModule {
+      PrintedModule("ModuleDict", children: layers.map { ($0.adapter, make($0.layer)) })
+    }
+    return Self.wrapper(
+      Self.wrapperName(base), around: base, dropout: modules { Self.dropout($0.dropout) },
+      a: isEmbedding ? nil : modules { Self.a($0, base) }, b: isEmbedding ? nil : modules(Self.b),
+      embeddingA: parameters(isEmbedding ? \.a : nil),
+      embeddingB: parameters(isEmbedding ? \.b : nil))
+  }
+
+  /// What all of peft's wrappers have.
+  static func wrapper(
+    _ name: String, around base: PrintedModule, dropout: PrintedModule, a: PrintedModule?,
+    b: PrintedModule?, embeddingA: PrintedModule = PrintedModule("ParameterDict"),
+    embeddingB: PrintedModule = PrintedModule("ParameterDict")
+  ) -> PrintedModule {
+    PrintedModule(
+      "lora.\(name)",
+      children: [
+        ("base_layer", base), ("lora_dropout", dropout),
+        ("lora_A", a ?? PrintedModule("ModuleDict")), ("lora_B", b ?? PrintedModule("ModuleDict")),
+        ("lora_embedding_A", embeddingA), ("lora_embedding_B", embeddingB),
+        ("lora_magnitude_vector", PrintedModule("ModuleDict")),
+      ])
+  }
+
+  /// A dropout, which peft leaves out where nothing is dropped.
+  static func dropout(_ dropout: Dropout) -> PrintedModule {
+    dropout.probability > 0
+      ? PrintedModule("Dropout", attributes: dropout.attributes) : PrintedModule("Identity")
+  }
+
+  /// peft's class for the layer.
+  private static func wrapperName(_ base: PrintedModule) -> String {
+    switch base.typeName {
+    case "Conv1d", "Conv2d", "Conv3d", "MultiheadAttention": return base.typeName
+    default: return base.typeName.hasSuffix("Embedding") ? "Embedding" : "Linear"
+    }
+  }
+
+  private static func a(_ layer: LoRALayer, _ base: PrintedModule) -> PrintedModule {
+    layer.convolutionSettings.map {
+      // As peft's: it prints, and has, neither the base's dilation nor its padding mode.
+      var plain = $0
+      plain.outputChannels = layer.rank
+      plain.dilation = plain.kernel.map { _ in 1 }
+      plain.groups = 1
+      plain.paddingMode = .zeros
+      return PrintedModule(base.typeName, attributes: plain.attributes(bias: false))
+    } ?? linear(layer.a.shape[1], layer.rank, hasBias: false)
+  }
+
+  private static func b(_ layer: LoRALayer) -> PrintedModule {
+    guard let settings = layer.convolutionSettings else {
+      return linear(layer.rank, layer.b.shape[0], hasBias: layer.bias != nil)
+    }
+    let plain = ConvolutionSettings(
+      layer.rank, settings.outputChannels, kernel: settings.kernel.map { _ in 1 },
+      groups: settings.groups)
+    return PrintedModule(
+      "Conv\(settings.kernel.count)d", attributes: plain.attributes(bias: layer.bias != nil))
+  }
+
+  /// A linear layer.
+  static func linear(_ inputs: Int, _ outputs: Int, hasBias: Bool) -> PrintedModule {
+    PrintedModule(
+      "Linear",
+      attributes: "in_features=\(inputs), out_features=\(outputs), bias="
+        + (hasBias ? "True" : "False"))
+  }
+
+  private func parameters(_ value: KeyPath<LoRALayer, Parameter>?) -> PrintedModule {
+    guard let value else { return PrintedModule("ParameterDict") }
+    return .tensors(
+      "ParameterDict", "Parameter",
+      layers.map { ($0.adapter, $0.layer[keyPath: value].shape) })
+  }
+}
