@@ -157,7 +157,11 @@ public final class AdapterStack: HostAdapters {
     let base = result.matrix
     let matrix = try base.merging { rows, block in
       for name in present {
-        try self.layer(name)!.addDelta(rows: rows, to: &block, base: base)
+        do throws(PEFTError) {
+          try self.layer(name)!.addDelta(rows: rows, to: &block, base: base)
+        } catch {
+          throw error.located(at: self.path)
+        }
       }
       if checkingFinite, !block.allFinite {
         throw PEFTError(
