@@ -24,7 +24,7 @@ let loaded = try ModelLoader.load(
 let model = PeftModel(loaded)
 
 /// The settings of a method with the same rank, alpha and targets.
-func settings(_ method: String, random: Bool) throws -> any TunerConfig {
+@MainActor func settings(_ method: String, random: Bool) throws -> any TunerConfig {
   var object = JSONObject([
     ("r", .int(rank)), ("lora_alpha", .int(4 * rank)), ("task_type", isCausal ? "CAUSAL_LM" : "SEQ_CLS"),
     ("target_modules", .array(modules.map { .string($0) })),
@@ -85,7 +85,7 @@ if options.flag("init") {
     ? sequences.flatMap { Array($0.dropFirst()) + [ignoredLabel] }
     : sequences.indices.map { Int32($0 % 77) }
 
-  func loss(_ seed: UInt64) throws -> Tensor {
+  @MainActor func loss(_ seed: UInt64) throws -> Tensor {
     var context = ForwardContext(batch.layout)
     context.dropoutSeed = seed
     switch loaded.model {
@@ -97,7 +97,7 @@ if options.flag("init") {
     }
   }
 
-  func forward() {
+  @MainActor func forward() {
     withoutGradients {
       let context = ForwardContext(batch.layout)
       switch loaded.model {
