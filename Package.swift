@@ -84,7 +84,8 @@ let package = Package(
     + module("PEFTCore", ["NN"])
     + module("TunerLoRA", ["PEFTCore"], testing: ["Models"])
     + module("TunerDoRA", ["TunerLoRA", "PEFTCore"], testing: ["Models", "LayerTestSupport"])
-    + module("TunerEDoRA", ["TunerDoRA", "TunerLoRA", "PEFTCore"],
+    + module(
+      "TunerEDoRA", ["TunerDoRA", "TunerLoRA", "PEFTCore"],
       testing: ["Models", "LayerTestSupport"])
     // Models and training.
     + module("Tokenizers", ["PEFTSupport"])

@@ -11,6 +11,10 @@ let package = Package(
       dependencies: [.product(name: "BLASKernels", package: "swift-peft")],
       swiftSettings: [.swiftLanguageMode(.v6)]),
     .executableTarget(
+      name: "adapters-bench",
+      dependencies: [.product(name: "PEFT", package: "swift-peft")],
+      swiftSettings: [.swiftLanguageMode(.v6)]),
+    .executableTarget(
       name: "methods-bench",
       dependencies: [.product(name: "PEFT", package: "swift-peft")],
       swiftSettings: [.swiftLanguageMode(.v6)]),

@@ -43,7 +43,9 @@ extension Tuner {
   public static var methodName: String { peftType.lowercased() }
 
   /// `peft_type` alone.
-  public static var identifyingMembers: JSONObject { JSONObject([("peft_type", .string(peftType))]) }
+  public static var identifyingMembers: JSONObject {
+    JSONObject([("peft_type", .string(peftType))])
+  }
 
   /// Whether the config has the members that identify the method.
   public static func accepts(_ config: JSONObject) -> Bool {

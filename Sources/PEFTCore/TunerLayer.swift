@@ -19,6 +19,10 @@ public protocol TunerLayer: AnyObject {
   ///   - sum: The base's output plus the changes of other layers, `[…, outputFeatures]`.
   func contribute(_ call: LayerCall, to sum: inout Tensor)
 
+  /// The change as a product of two factors, s·B·A, when that is all it is in this pass; a batch
+  /// that mixes adapters then takes all of them at once.
+  func lowRankFactors(_ context: ForwardContext) -> LowRankFactors?
+
   /// The host's whole output where this layer is the only one in use, for layers that know a
   /// cheaper way than to add to the base's output; `nil` if there is none.
   func output(_ call: LayerCall) -> Tensor?
@@ -64,6 +68,9 @@ extension TunerLayer {
   public func didLoad(on host: any AdapterHost) throws(PEFTError) {}
   /// What merging adds to the host's bias: nothing.
   public var biasDelta: Tensor? { nil }
+
+  /// No factors: the layer is asked for its contribution, row group by row group.
+  public func lowRankFactors(_ context: ForwardContext) -> LowRankFactors? { nil }
 }
 
 /// A parameter of an adapter layer.

@@ -96,7 +96,8 @@ public struct TunerRegistry: Sendable {
     }
     if let entry = entries.first(where: { $0.tuner.accepts(object) }) { return entry }
     throw PEFTError(
-      .unsupported, "no registered tuner handles peft_type '\(type)'"
+      .unsupported,
+      "no registered tuner handles peft_type '\(type)'"
         + (peftTypes.contains(type) ? " with these settings" : ""),
       remedy: "Registered: \(methodNames.sorted().joined(separator: ", ")).")
   }

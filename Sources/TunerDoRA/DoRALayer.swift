@@ -11,7 +11,7 @@ import TunerLoRA
 /// vocabulary for each dimension, as in peft.
 package final class DoRALayer: TunerLayer {
   /// LoRA's layer, which holds A and B.
-  package let factors: any LowRankLayer
+  package let factors: any LoRAFactors
   /// m and what it is divided by.
   package let weight: DecomposedWeight
   private let groups: Int
@@ -19,7 +19,7 @@ package final class DoRALayer: TunerLayer {
 
   /// Puts a magnitude beside the factors; it begins as the norm of the weight with its update, so
   /// that the adapter changes as much as LoRA's would.
-  init(_ factors: any LowRankLayer, _ site: AdapterSite, detachesNorm: Bool) {
+  init(_ factors: any LoRAFactors, _ site: AdapterSite, detachesNorm: Bool) {
     let host = site.host
     self.factors = factors
     groups = host.groups

@@ -48,7 +48,7 @@ struct DoRADispatcher: Dispatcher {
     }
     for dispatcher in LoRATuner.dispatchers {
       guard let layer = try dispatcher.makeLayer(for: site) else { continue }
-      guard let factors = layer as? any LowRankLayer else { return nil }
+      guard let factors = layer as? any LoRAFactors else { return nil }
       return DoRALayer(factors, site, detachesNorm: config.detachesNorm)
     }
     return nil

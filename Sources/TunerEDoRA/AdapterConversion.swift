@@ -192,7 +192,7 @@ struct LayerConversion {
         layer.factors.a.value, layer.factors.b.value, layer.weight.magnitude.value,
         layer.factors.scaling
       )
-    case let layer as any LowRankLayer: return (layer.a.value, layer.b.value, nil, layer.scaling)
+    case let layer as any LoRAFactors: return (layer.a.value, layer.b.value, nil, layer.scaling)
     default: return nil
     }
   }
@@ -217,7 +217,11 @@ struct LayerConversion {
       try project(old.a, old.outer, old.scaling, onto: layer)
       if let weight = layer.weight {
         let magnitude: Tensor
-        if let own = old.magnitude { magnitude = own } else { magnitude = norms(of: try delta(from)) }
+        if let own = old.magnitude {
+          magnitude = own
+        } else {
+          magnitude = norms(of: try delta(from))
+        }
         weight.magnitude.assign(magnitude.reshaped(weight.magnitude.shape))
       }
     case let layer as DoRALayer:
@@ -232,7 +236,7 @@ struct LayerConversion {
           layer.weight.currentNorms(host.parameters).reshaped(magnitude.shape))
       }
       return (0, 0)
-    case let layer as any LowRankLayer:
+    case let layer as any LoRAFactors:
       if plan.isExact {
         layer.a.assign(old.a)
         layer.b.assign(old.outer)
@@ -272,7 +276,7 @@ struct LayerConversion {
   }
 
   /// B·A from the leading singular values of a change.
-  private func factorise(_ delta: Tensor, into layer: any LowRankLayer) throws(PEFTError) {
+  private func factorise(_ delta: Tensor, into layer: any LoRAFactors) throws(PEFTError) {
     let oriented = host is Embedding ? delta.transposed() : delta
     let (rows, columns) = (oriented.rows, oriented.columns)
     guard layer.rank <= min(rows, columns), host.groups == 1 else {

@@ -109,7 +109,8 @@ struct EDoRADispatcher: Dispatcher {
 
   func makeLayer(for site: AdapterSite) throws(PEFTError) -> (any TunerLayer)? {
     guard site.host is Linear || site.host is Conv1D, site.target == site.path,
-      let config = site.config as? EDoRAConfig else { return nil }
+      let config = site.config as? EDoRAConfig
+    else { return nil }
     return try EDoRALayer(site, config)
   }
 }

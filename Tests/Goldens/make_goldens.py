@@ -40,6 +40,7 @@ from generator import (  # noqa: E402
     optimisers,
     rotary,
     targets,
+    tasks,
 )
 
 
@@ -65,6 +66,7 @@ def main() -> None:
         "conformance": conformance.make,
         "inits": inits.make,
         "files": files.make,
+        "tasks": tasks.make,
     }
     names = sys.argv[1:] or list(jobs)
     unknown = [name for name in names if name not in jobs]

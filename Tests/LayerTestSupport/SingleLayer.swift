@@ -139,7 +139,9 @@ extension AdapterHost {
 }
 
 /// The sum of a tensor's elements with given weights.
-public func contracted(_ x: Tensor, _ weights: Tensor) -> Tensor { (x * weights.reshaped(x.shape)).sum() }
+public func contracted(_ x: Tensor, _ weights: Tensor) -> Tensor {
+  (x * weights.reshaped(x.shape)).sum()
+}
 
 /// Mean of the squared differences.
 public func meanSquare(_ x: Tensor, _ target: Tensor) -> Tensor {

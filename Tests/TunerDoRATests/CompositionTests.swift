@@ -80,9 +80,11 @@ struct CompositionTests {
       try peft.add("l", config(rank: 2, alpha: 3, dropout: dropout, dora: false), seed: 3)
       for name in ["d1", "d2"] {
         try peft.tensors(of: name)[2].parameter.update { value in
-          value = value * Tensor.uniform(
-            [7], bound: 0.3, key: DropoutKey(seed: 9, stream: UInt64(name.count))
-          ).adding(1)
+          value =
+            value
+            * Tensor.uniform(
+              [7], bound: 0.3, key: DropoutKey(seed: 9, stream: UInt64(name.count))
+            ).adding(1)
         }
       }
     }
@@ -156,9 +158,10 @@ struct CompositionTests {
   @Test func rowsUseTheirOwnAdapters() throws {
     let fixture = try Fixture()
     let names = ["d2", "__base__", "d1", "l", "d1", "d2"]
+    let assigned = try fixture.peft.sequenceAdapters(names)
     let output = fixture.output(x) { context in
       context.sequences = SequenceLayout(lengths: names.map { _ in 1 })
-      context.sequenceAdapters = names
+      context.sequenceAdapters = assigned
     }
     for (row, name) in names.enumerated() {
       try fixture.peft.setActive(name == "__base__" ? [] : [name])

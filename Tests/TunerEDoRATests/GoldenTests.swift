@@ -86,9 +86,9 @@ struct GoldenTests {
       let error = relativeError(gradient, expected)
       #expect(error < 1e-4, "\(tensor.key): \(error)")
     }
-    let given = try #require(x)
+    let inputID = try #require(x)
     let error = relativeError(
-      try #require(gradients[given]), try golden.expected.tensor("grad_input.x"))
+      try #require(gradients[inputID]), try golden.expected.tensor("grad_input.x"))
     #expect(error < 1e-4, "input: \(error)")
   }
 

@@ -89,7 +89,8 @@ struct RecipeTests {
     try fixture.peft.add("svd", Self.config(rank: 4))
     try fixture.peft.add("half", Self.config(rank: 4, Reconstruction(drawsHalfOfB: true)))
     try fixture.peft.add("random", Self.config(rank: 4, Reconstruction(isRandom: true)))
-    try fixture.peft.add("other", Self.config(rank: 4, Reconstruction(randomState: 7, isRandom: true)))
+    try fixture.peft.add(
+      "other", Self.config(rank: 4, Reconstruction(randomState: 7, isRandom: true)))
     try fixture.peft.add("free", Self.config(rank: 4, Reconstruction(hasLatent: false)))
     let (svd, half) = (try fixture.values("svd"), try fixture.values("half"))
     #expect(half[0].scalars == svd[0].scalars)

@@ -147,7 +147,6 @@ public struct RunConfiguration: Sendable {
     "fp16": "Set 'precision: bfloat16'; half precision is not supported.",
     "torch_dtype": "Set 'precision' to float32 or bfloat16.",
     "dtype": "Set 'precision' to float32 or bfloat16.",
-    "optim": "Remove it: the optimiser is AdamW.",
     "report_to": "Remove it: metrics go to metrics.jsonl in 'output_dir'.",
     "do_train": "Remove it: 'peft train' trains.",
     "do_eval": "Set 'eval_strategy' and 'validation_file' instead.",

@@ -6,7 +6,7 @@ import Tensors
 ///
 /// It is not public: within this package, LoRA's relatives take LoRA's layers with their
 /// initialisation and add to them.
-package protocol LowRankLayer: TunerLayer {
+package protocol LoRAFactors: TunerLayer {
   /// Rank of the update.
   var rank: Int { get }
   /// s.
@@ -19,9 +19,9 @@ package protocol LowRankLayer: TunerLayer {
   var b: Parameter { get }
 }
 
-extension LoRALayer: LowRankLayer {}
+extension LoRALayer: LoRAFactors {}
 
-extension LowRankLayer {
+extension LoRAFactors {
   /// A as a matrix, `[rank, inputs · kernel]`.
   package var aMatrix: Tensor { Self.matrix(a.tensor) }
   /// B as a matrix, `[outputs, rank/groups]`.
@@ -31,4 +31,10 @@ extension LowRankLayer {
     kernel.shape.count == 2
       ? kernel : kernel.reshaped([kernel.shape[0], kernel.count / max(kernel.shape[0], 1)])
   }
+}
+
+extension LoRALayer: LowRankLayer {
+  var inputFactor: Parameter { a }
+  var outputFactor: Parameter { b }
+  var productScaling: Double { scaling }
 }
