@@ -7,7 +7,8 @@ import PEFT
 
 var options = Options(CommandLine.arguments)
 let methods = options.list("methods", "lora,dora,edora,lora-xs")
-let precision: WeightPrecision = options.text("precision", "float32") == "bfloat16" ? .bfloat16 : .float32
+let precision: WeightPrecision =
+  options.text("precision", "float32") == "bfloat16" ? .bfloat16 : .float32
 let isCausal = options.text("task", "causal") == "causal"
 let rank = options.number("rank", 8)
 let modules = options.list(
@@ -26,7 +27,8 @@ let model = PeftModel(loaded)
 /// The settings of a method with the same rank, alpha and targets.
 @MainActor func settings(_ method: String, random: Bool) throws -> any TunerConfig {
   var object = JSONObject([
-    ("r", .int(rank)), ("lora_alpha", .int(4 * rank)), ("task_type", isCausal ? "CAUSAL_LM" : "SEQ_CLS"),
+    ("r", .int(rank)), ("lora_alpha", .int(4 * rank)),
+    ("task_type", isCausal ? "CAUSAL_LM" : "SEQ_CLS"),
     ("target_modules", .array(modules.map { .string($0) })),
   ])
   for (key, value) in model.registry.identifyingMembers(ofMethod: method)?.members ?? [] {
@@ -43,8 +45,10 @@ if options.flag("init") {
   // Exact and randomised decompositions of every adapted weight, and DoRA's norms.
   var seconds: [(String, JSONValue)] = []
   for (name, method, recipe) in [
-    ("lora", "lora", nil), ("dora", "dora", nil), ("edora random", "edora", #"{"replacement_module_random_init": true}"#),
-    ("edora svd n_iter 10", "edora", #"{"svd": {"n_iter": 10}}"#), ("edora svd exact", "edora", "{}"),
+    ("lora", "lora", nil), ("dora", "dora", nil),
+    ("edora random", "edora", #"{"replacement_module_random_init": true}"#),
+    ("edora svd n_iter 10", "edora", #"{"svd": {"n_iter": 10}}"#),
+    ("edora svd exact", "edora", "{}"),
   ] as [(String, String, String?)] {
     var config = try settings(method, random: false)
     if let recipe {
@@ -76,7 +80,8 @@ if options.flag("init") {
   var count = 0
   while count < rows {
     let length = isCausal ? rows : min(4 + (sequences.count * 7) % 27, rows - count)
-    sequences.append((0..<length).map { Int32(($0 * 7919 + sequences.count * 104_729) % 20_000 + 1000) })
+    sequences.append(
+      (0..<length).map { Int32(($0 * 7919 + sequences.count * 104_729) % 20_000 + 1000) })
     count += length
   }
   let batch = TokenBatch(sequences)
