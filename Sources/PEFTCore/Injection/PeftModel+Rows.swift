@@ -17,7 +17,7 @@ extension PeftModel {
   /// - Returns: What ``ForwardContext/sequenceAdapters`` takes; valid until one of the adapters is
   ///   deleted.
   /// - Throws: ``PEFTError`` `invalidAdapter`, listing the names that no adapter has, or for
-  ///   another number of names than sequences.
+  ///   another number of names than sequences; `unsupported` for adapters on stacked weights.
   public func sequenceAdapters(
     _ names: [String], count: Int? = nil
   ) throws(PEFTError) -> SequenceAdapters {
@@ -34,6 +34,15 @@ extension PeftModel {
         "Trying to infer with non-existing adapter(s): \(unknown.sorted().joined(separator: ", "))",
         remedy: adapterNames.isEmpty
           ? "There are none." : "There are: \(adapterNames.joined(separator: ", ")).")
+    }
+    for name in Set(names).sorted() where name != "__base__" {
+      guard let site = try record(name).sites.first(where: { hosts[$0].host is any WeightHost })
+      else { continue }
+      // The rows of an expert are those that were routed to it, whatever sequence they are from.
+      throw PEFTError(
+        .unsupported,
+        "the adapter '\(name)' changes a stacked weight, which does not support mixed "
+          + "adapter batches", at: hosts[site].path, remedy: "Activate it for the whole batch.")
     }
     return selection.assign(names)
   }
