@@ -72,7 +72,7 @@ public struct ConfigReader {
     _ key: String, unless neutral: JSONValue..., because reason: String = ""
   ) throws(PEFTError) {
     guard let value = value(key), !neutral.contains(value) else { return }
-    if value.array?.isEmpty == true || value.object?.members.isEmpty == true { return }
+    if value.array?.isEmpty == true { return }
     throw PEFTError(
       .unsupported, "'\(key)': \(value.text(.spaced)) is not supported\(reason)",
       remedy: "Remove the key or set it to its default.")

@@ -249,9 +249,14 @@ public struct LoRAConfig: TunerConfig, Equatable {
           + "init_lora_weights=\(initializationValue.string ?? initializationValue.text()) "
           + "instead.")
     }
+    if usesLoRABias, usesDoRA {
+      throw PEFTError(
+        .invalidConfiguration,
+        "The argument lora_bias=True is not supported for DoRA, please pass use_dora=False")
+    }
     for (isSet, reason) in [
       (dropout != 0, "lora_dropout != 0."), (fanInFanOut, "fan_in_fan_out."),
-      (usesLoRABias, "lora_bias=True."),
+      (usesLoRABias, "lora_bias=True."), (usesDoRA, "use_dora=True."),
     ] where isSet && !targetParameters.isEmpty {
       throw PEFTError(
         .invalidConfiguration, "lora.ParamWrapper does not work with \(reason)",

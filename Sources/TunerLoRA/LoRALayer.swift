@@ -54,13 +54,19 @@ final class LoRALayer: TunerLayer {
     a = Parameter(initial.a)
     b = Parameter(initial.b)
     bias = initial.bias.map { Parameter($0) }
-    remark =
-      bias != nil && host.parameters.bias == nil
-      ? "`lora_bias=True` was passed but the targeted layer of type \(host.typeName) has no "
-        + "bias. This means that merging LoRA weights won't be possible." : nil
+    remark = Self.remark(host, hasBias: bias != nil)
     dropout = Dropout(
       Self.hasDropout(site) ? config.dropout : 0,
       path: "\(site.path).lora_dropout.\(site.adapter)")
+  }
+
+  private static func remark(_ host: any AdapterHost, hasBias: Bool) -> String? {
+    if host.groups > 1 {
+      return "LoRA adapter added to ConvNd layer with groups > 1. Merging is not supported."
+    }
+    guard hasBias, host.parameters.bias == nil else { return nil }
+    return "`lora_bias=True` was passed but the targeted layer of type \(host.typeName) has no "
+      + "bias. This means that merging LoRA weights won't be possible."
   }
 
   /// peft applies no dropout to embeddings and to the projections of packed attention.

@@ -212,7 +212,7 @@ extension PeftModel {
       throw PEFTError(
         .invalidAdapter,
         "You passed an invalid `selected_adapters` arguments, current supported adapter names are "
-          + "\(adapterNames) - got \(names).")
+          + "\(PythonText.list(adapterNames)) - got \(PythonText.list(names)).")
     }
     let isNew = !FileSystem.exists(path)
     func write(into folder: String) throws {

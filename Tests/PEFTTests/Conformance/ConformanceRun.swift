@@ -1,0 +1,204 @@
+import Models
+import PEFT
+import TestSupport
+import Testing
+
+@testable import PEFTCore
+
+/// The committed file of cases with their models, trees and tensors.
+struct ConformanceData: Sendable {
+  let json: JSONValue
+  let weights: SafetensorsFile
+
+  init() throws {
+    json = try FileSystem.readJSON(TestData.golden("conformance.json"))
+    weights = try SafetensorsFile(TestData.golden("conformance.safetensors"))
+  }
+
+  func steps(_ id: String) -> [JSONValue] {
+    json["cases"]?.array?.first { $0["id"]?.string == id }?["steps"]?.array ?? []
+  }
+}
+
+/// One case: makes the calls that were made on peft, and compares what comes of each.
+final class ConformanceRun {
+  let data: ConformanceData
+  let id: String
+  let folder: TemporaryFolder
+  var base: any Module = ConformanceModel("None")
+  var info = BaseModelInfo(modelType: "")
+  var forward: ConformanceForward?
+  private var golden = ""
+  var peft: PeftModel!
+  var outputs: [Int: Tensor] = [:]
+  var snapshot: TensorTable?
+  /// Settings as they were last written.
+  var written = JSONValue.null
+  /// Whether adapters were injected without a wrapper.
+  var isInjected = false
+
+  init(_ id: String, _ data: ConformanceData) throws {
+    self.id = id
+    self.data = data
+    folder = try TemporaryFolder()
+  }
+
+  func run() throws {
+    var isSkipping = false
+    for (index, step) in data.steps(id).enumerated() {
+      let call = step["do"]?.string ?? ""
+      if call == "model" || call == "tree" { isSkipping = false }
+      // Models with more rows than the file that they were read from.
+      if let resized = step["resized"], !resized.isNull { isSkipping = true }
+      if isSkipping { continue }
+      let difference = ConformanceDifferences.steps["\(id):\(index)"]
+      if case .stops = difference { isSkipping = true }
+      if case .skips = difference { continue }
+      if case .stops = difference { continue }
+      // What is right there is in the tests of the part that it belongs to.
+      if step["right"] != nil, difference == nil, call != "load" { continue }
+      let place = "case \(id), step \(index): \(call)"
+      do {
+        try perform(call, step, index, place)
+        if case .says(let text) = difference {
+          Issue.record("\(place): not refused with '\(text)'")
+        } else if let error = step["error"], difference == nil {
+          Issue.record("\(place): not refused: \(error["text"]?.string ?? "")")
+        }
+      } catch let error as PEFTError {
+        let text = "\(error.message) \(error.remedy ?? "") \(error.location ?? "")"
+        if case .says(let own) = difference {
+          #expect(text.contains(own), "\(place): \(text)")
+        } else if let wanted = step["error"]?["text"]?.string {
+          #expect(Self.plain(text).contains(Self.plain(wanted)), "\(place): \(text) for \(wanted)")
+        } else {
+          Issue.record("\(place): \(error)")
+        }
+      }
+    }
+  }
+
+  /// A text without what line ends and full stops make of it.
+  private static func plain(_ text: String) -> String {
+    text.filter { !$0.isWhitespace && $0 != "." && $0 != "`" }
+  }
+
+  /// Compares what was warned of with peft's warnings, without those that say nothing here.
+  func expectWarnings(_ actual: [String], _ step: JSONValue, _ place: String) {
+    if case .warns = ConformanceDifferences.steps["\(id):\(place.step)"] { return }
+    let wanted = (step["warnings"]?.array ?? []).compactMap(\.string).filter { text in
+      !ConformanceDifferences.warnings.contains { text.contains($0) }
+    }
+    #expect(actual == wanted, "\(place)")
+  }
+
+  // MARK: Settings
+
+  func object(_ value: JSONValue?) -> JSONObject {
+    var object = value?.object ?? JSONObject()
+    object["peft_type"] = "LORA"
+    return object
+  }
+
+  func config(_ value: JSONValue?) throws -> any TunerConfig {
+    try TunerRegistry.standard.config(object(value))
+  }
+
+  func name(_ step: JSONValue) -> String { step["adapter"]?.string ?? "default" }
+  func names(_ value: JSONValue?) -> [String] { value?.array?.compactMap(\.string) ?? [] }
+
+  // MARK: Models
+
+  func use(_ step: JSONValue) throws {
+    isInjected = false
+    peft = nil
+    forward = nil
+    if let key = step["tree"]?.string {
+      let tree = data.json["trees"]?[key] ?? .null
+      base = ConformanceModel.tree(tree)
+      info = BaseModelInfo(
+        modelType: tree["model_type"]?.string ?? "",
+        outputHeads: tree["output_embeddings"]?.string.map { [$0] } ?? [])
+      return
+    }
+    let name = step["model"]?.string ?? ""
+    if let described = data.json["models"]?[name] {
+      let model = try ConformanceModel.described(name, described, data.weights)
+      base = model
+      info = BaseModelInfo(modelType: "")
+      forward = ConformanceForward(name: name, model: model, weights: data.weights)
+    } else {
+      golden = name
+      let loaded = try ModelLoader.load(TestData.golden("\(name)/model"))
+      base = loaded.model
+      info = BaseModelInfo(
+        modelType: loaded.model.configuration.modelType, outputHeads: loaded.outputHeads)
+    }
+  }
+
+  func wrap() -> PeftModel { PeftModel(base, info: info, registry: .standard) }
+
+  // MARK: Outputs
+
+  /// The output; of a language model four logits at the fourth position of each row, as in the
+  /// goldens.
+  func output(_ change: (inout ForwardContext) -> Void = { _ in }) throws -> Tensor {
+    if let forward { return try forward.output(change) }
+    guard let model = base as? any CausalLanguageModel else {
+      throw PEFTError(.unsupported, "the model has no output in these tests")
+    }
+    let file = try SafetensorsFile(TestData.golden("\(golden)/input.safetensors"))
+    let (shape, ids) = try file.integers("input_ids")
+    let mask = try file.integers("attention_mask").values
+    let sequences = (0..<shape[0]).map { row in
+      (row * shape[1]..<(row + 1) * shape[1]).filter { mask[$0] == 1 }.map { ids[$0] }
+    }
+    let batch = TokenBatch(sequences)
+    var context = ForwardContext(batch.layout)
+    change(&context)
+    let logits = model.logits(batch, context)
+    let rows = (0..<shape[0]).map { Int32(batch.layout.range($0).lowerBound + 3) }
+    return logits.selectRows(rows).columnRange(0..<4)
+  }
+
+  func compute(_ step: JSONValue, _ index: Int, _ place: String) throws {
+    let rows = step["rows"].map { names($0) }
+    let count = try forward?.rows() ?? 3
+    let value = try withoutGradients { () throws -> Tensor in
+      try output { context in
+        guard let rows else { return }
+        context.sequenceAdapters = try? peft.sequenceAdapters(rows, count: count)
+      }
+    }
+    if let rows { _ = try peft.sequenceAdapters(rows, count: count) }
+    outputs[index] = value
+    guard let wanted = step["value"] else { return }
+    let numbers = Self.flat(wanted)
+    guard numbers.count == value.count else {
+      Issue.record("\(place): \(value.shape)")
+      return
+    }
+    let largest = numbers.map { abs($0) }.max() ?? 0
+    let error = zip(value.scalars, numbers).map { abs(Double($0) - $1) }.max() ?? 0
+    #expect(error <= 1e-5 * max(largest, 1e-6), "\(place): off by \(error) of \(largest)")
+  }
+
+  static func flat(_ value: JSONValue) -> [Double] {
+    value.array?.flatMap { flat($0) } ?? value.double.map { [$0] } ?? []
+  }
+
+  func compare(_ step: JSONValue, _ place: String) {
+    let pair = step["steps"]?.array?.compactMap(\.int) ?? []
+    guard pair.count == 2, let one = outputs[pair[0]], let other = outputs[pair[1]] else { return }
+    let error = zip(one.scalars, other.scalars).map { abs($0 - $1) }.max() ?? 0
+    let isSame = error <= 1e-5 * max(other.maximumMagnitude, 1)
+    #expect(isSame == (step["value"] == true), "\(place): off by \(error)")
+  }
+}
+
+extension String {
+  /// The number of the step in "case 1, step 2: name".
+  var step: String {
+    String(split(separator: " ").dropFirst(3).first?.dropLast() ?? "")
+  }
+}

@@ -1,0 +1,196 @@
+import Models
+import PEFT
+import Testing
+
+@testable import PEFTCore
+
+extension ConformanceRun {
+  /// Makes one call and compares its outcome.
+  func perform(_ call: String, _ step: JSONValue, _ index: Int, _ place: String) throws {
+    let value = step["value"]
+    switch call {
+    case "model", "tree": try use(step)
+    case "wrap", "add":
+      if call == "wrap" { peft = wrap() }
+      let config = try config(step["config"])
+      try peft.add(name(step), any: config, seed: 0)
+      expectWarnings(peft.warnings, step, place)
+    case "inject":
+      peft = peft ?? wrap()
+      isInjected = true
+      let keys = step["keys"].map { names($0) }
+      _ = try InjectedAdapters(in: base, modelType: info.modelType, registry: .standard).inject(
+        try config(step["config"]), as: name(step), stateKeys: keys)
+      peft = wrap()
+    case "delete":
+      try peft.delete(name(step))
+      expectWarnings(peft.warnings, step, place)
+    case "activate":
+      try peft.setActive(names(step["adapters"]), isInference: step["inference_mode"] == true)
+      expectWarnings(peft.warnings, step, place)
+    case "set_requires_grad":
+      let wanted = step["adapters"]?.string.map { [$0] } ?? names(step["adapters"])
+      try peft.setTrainable(wanted, step["requires_grad"] == true)
+    case "set":
+      let prefix = "\(step["state"]?.string ?? "")."
+      let table = try TensorTable(
+        try data.weights.names.filter { $0.hasPrefix(prefix) }.map {
+          (String($0.dropFirst(prefix.count)), try data.weights.tensor($0))
+        })
+      let report = try peft.setState(
+        table, of: name(step), form: isInjected ? .injected : .file)
+      #expect(report.missing.isEmpty && report.unexpected.isEmpty, "\(place): \(report)")
+      snapshot = try peft.state(of: name(step), embeddings: .never)
+    case "forward": try compute(step, index, place)
+    case "forward_disabled":
+      expectWarnings(peft.biasWarnings, step, place)
+      try peft.withAdaptersDisabled { try compute(step, index, place) }
+    case "compare": compare(step, place)
+    case "differs":
+      let active = try withoutGradients { try output() }
+      let plain = try peft.withAdaptersDisabled { try withoutGradients { try output() } }
+      let error = zip(active.scalars, plain.scalars).map { abs($0 - $1) }.max() ?? 0
+      #expect((error > 1e-4) == (value == true), "\(place)")
+    case "disable": peft.disable()
+    case "enable": peft.enable()
+    case "merge":
+      let names = step["adapters"]?.isNull == false ? names(step["adapters"]) : nil
+      try peft.merge(names, safe: step["safe"] == true)
+      expectWarnings(peft.warnings, step, place)
+    case "unmerge":
+      peft.unmerge()
+      expectWarnings(peft.warnings, step, place)
+    case "unload": peft.unload()
+    case "merge_and_unload":
+      if let adapters = step["adapters"], !adapters.isNull { try peft.setActive(names(adapters)) }
+      try peft.mergeAndUnload(safe: step["safe"] == true)
+      expectWarnings(peft.warnings, step, place)
+    case "save", "load", "load_more", "edit", "remove", "hotswap", "save_initial":
+      try performOnFiles(call, step, place)
+    default: try look(call, step, place)
+    }
+  }
+
+  /// Compares what can be seen.
+  private func look(_ call: String, _ step: JSONValue, _ place: String) throws {
+    let value = step["value"] ?? .null
+    switch call {
+    case "configurations": #expect(peft.adapterNames == names(value), "\(place)")
+    case "adapters":
+      #expect(peft.adapterNames == names(value["all"]), "\(place)")
+      #expect(peft.activeAdapters == names(value["active"]), "\(place)")
+    case "targets":
+      // peft names the layer of an adapted parameter.
+      let layers = Set(base.namedModules().map(\.path))
+      let found = try peft.targetReport(of: name(step)).matched.map { path in
+        layers.contains(path) ? path : path.split(separator: ".").dropLast().joined(separator: ".")
+      }
+      #expect(Set(found) == Set(names(value)), "\(place)")
+    case "targeted_module_names":
+      let found = try peft.adapterNames.map { try peft.targetReport(of: $0).matched }
+      #expect(Set(found.flatMap { $0 }) == Set(names(value)), "\(place)")
+    case "ranks": try lookAtRanks(value, step, place)
+    case "trainable":
+      let found = base.namedParameters().filter(\.info.isTrainable).map { Self.common($0.name) }
+      #expect(Set(found) == Set(names(value).map(Self.common)), "\(place)")
+    case "trainable_count":
+      #expect(peft.parameterCounts.trainable == value.int, "\(place)")
+    case "gradients":
+      let result = try output()
+      let zeros = Tensor.zeros([result.count, 1])
+      let gradients = meanSquaredError(
+        result.reshaped([result.count, 1]), targets: zeros.scalars
+      ).backward()
+      for (key, wanted) in value.object?.members ?? [] {
+        let parameter = base.namedParameters().first { Self.common($0.name) == Self.common(key) }
+        let gradient = parameter?.info.parameter.flatMap { gradients[$0] }
+        #expect((gradient.map { $0.maximumMagnitude > 0 } ?? false) == (wanted == true), "\(place)")
+      }
+    case "keys":
+      let saving: EmbeddingSaving =
+        step["save_embedding_layers"].flatMap(\.bool).map { $0 ? .always : .never } ?? .automatic
+      let state = try peft.state(
+        of: name(step), form: isInjected ? .injected : .file, embeddings: saving)
+      expectShapes(state, value, place)
+      expectWarnings(peft.warnings, step, place)
+    case "field":
+      let found = try peft.config(name(step)).object[step["name"]?.string ?? ""] ?? .null
+      #expect(Self.sorted(found) == Self.sorted(value), "\(place): \(found.text())")
+    case "number_of_targets":
+      #expect(try peft.targetReport(of: "default").matched.count == value.int, "\(place)")
+    case "saved_modules": try lookAtSavedModules(value, place)
+    case "in_layers":
+      for (path, wanted) in value.object?.members ?? [] {
+        let found = (host(path)?.adapters as? AdapterStack)?.layers.map(\.adapter) ?? []
+        #expect(found == (wanted.array.map { _ in names(wanted) } ?? names(wanted["lora_A"])))
+      }
+    case "merged":
+      for (path, wanted) in value.object?.members ?? [] {
+        #expect((host(path)?.adapters as? AdapterStack)?.merged == names(wanted), "\(place)")
+      }
+    case "unchanged":
+      let now = try peft.state(of: peft.adapterNames[0], embeddings: .never)
+      let before = try #require(snapshot)
+      #expect(now.names == before.names)
+      for key in now.names { #expect(try now.tensor(key).scalars == before.tensor(key).scalars) }
+    default: try lookAtSettings(call, step, place)
+    }
+  }
+
+  private func lookAtRanks(_ value: JSONValue, _ step: JSONValue, _ place: String) throws {
+    let layers = Dictionary(
+      uniqueKeysWithValues: try peft.layers(of: name(step)).map { ($0.path, $0.layer) })
+    #expect(Set(layers.keys) == Set(value.object?.keys ?? []), "\(place)")
+    for (path, wanted) in value.object?.members ?? [] {
+      guard let layer = layers[path] as? any LowRankLayer else { continue }
+      #expect(layer.inputFactor.shape[0] == wanted["r"]?.int, "\(place): \(path)")
+      let scaling = wanted["scaling"]?.double ?? .nan
+      #expect(abs(layer.productScaling - scaling) <= 1e-7 * abs(scaling), "\(place): \(path)")
+    }
+  }
+
+  private func lookAtSavedModules(_ value: JSONValue, _ place: String) throws {
+    var found: [String: [String]] = [:]
+    for adapter in peft.adapterNames {
+      for path in try peft.targetReport(of: adapter).savedModules {
+        found[path, default: []].append(adapter)
+      }
+    }
+    #expect(Set(found.keys) == Set(value.object?.keys ?? []), "\(place)")
+    for (path, wanted) in value.object?.members ?? [] {
+      #expect(found[path] == names(wanted["adapters"]), "\(place): \(path)")
+      let active = peft.activeAdapters.filter { found[path]?.contains($0) == true }
+      #expect(active == names(wanted["active"]), "\(place): \(path)")
+    }
+  }
+
+  private func host(_ path: String) -> (any AdapterHost)? {
+    base.namedModules().first { $0.path == path }?.module as? any AdapterHost
+  }
+
+  func expectShapes(_ file: any TensorFile, _ value: JSONValue, _ place: String) {
+    let wanted = value.object?.members ?? []
+    #expect(Set(file.names) == Set(wanted.map(\.key)), "\(place)")
+    for (key, shape) in wanted {
+      #expect(file[key]?.shape == shape.array?.compactMap(\.int), "\(place): \(key)")
+    }
+  }
+
+  /// A parameter's name in memory, without the marks of peft's wrappers.
+  static func common(_ name: String) -> String {
+    var name = name.replacing(".base_layer", with: "").replacing("base_model.model.", with: "")
+    if name.contains("lora_magnitude_vector"), name.hasSuffix(".weight") {
+      name = String(name.dropLast(".weight".count))
+    }
+    return name
+  }
+
+  /// Lists of names are sets in peft.
+  static func sorted(_ value: JSONValue) -> JSONValue {
+    guard let names = value.array?.compactMap(\.string), names.count == value.array?.count else {
+      if let number = value.double { return .double(number) }
+      return value
+    }
+    return names.isEmpty ? .null : .array(names.sorted().map { .string($0) })
+  }
+}
