@@ -90,7 +90,7 @@ struct Merge: ParsableCommand {
   private func configMembers(
     _ loaded: LoadedModel, folders: [String]
   ) throws(PEFTError) -> JSONObject {
-    guard case .sequenceClassification(let count) = loaded.head else { return JSONObject() }
+    guard let count = loaded.head.labelCount else { return JSONObject() }
     var names: [String]?
     for folder in folders {
       let labels = try AdapterFolder(folder).labels()
@@ -131,7 +131,7 @@ struct MergeProbe {
     (output, quantity) = withoutGradients {
       switch model {
       case let model as any SequenceClassifier: return (model.logits(batch, context), "logit")
-      case let model as any CausalLanguageModel: return (model.logits(batch, context), "logit")
+      case let model as any TokenOutputModel: return (model.logits(batch, context), "logit")
       default: return (model.lastHiddenState(batch, context), "hidden state")
       }
     }
