@@ -97,18 +97,26 @@ struct Merge: ParsableCommand {
       if labels?.count == count { names = labels?.names }
     }
     let old = loaded.model.configuration.object["id2label"]?.object
-    if names == nil, old?.members.count == count { return JSONObject() }
+    var problem: ProblemType?
+    for folder in folders { problem = try AdapterFolder(folder).problemType() ?? problem }
+    let recorded = try loaded.model.configuration.problemType()
+    var members: [(String, JSONValue)] = []
+    if let problem, problem != recorded {
+      members.append(("problem_type", .string(problem.rawValue)))
+    }
+    if names == nil, old?.members.count == count { return JSONObject(members) }
     let labels = names ?? (0..<count).map { "LABEL_\($0)" }
-    return JSONObject([
-      (
-        "id2label",
-        .object(JSONObject(labels.enumerated().map { ("\($0.offset)", .string($0.element)) }))
-      ),
-      (
-        "label2id",
-        .object(JSONObject(labels.enumerated().map { ($0.element, .int($0.offset)) }))
-      ),
-    ])
+    return JSONObject(
+      members + [
+        (
+          "id2label",
+          .object(JSONObject(labels.enumerated().map { ("\($0.offset)", .string($0.element)) }))
+        ),
+        (
+          "label2id",
+          .object(JSONObject(labels.enumerated().map { ($0.element, .int($0.offset)) }))
+        ),
+      ])
   }
 }
 

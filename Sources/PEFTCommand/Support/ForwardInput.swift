@@ -71,7 +71,8 @@ struct ForwardInput {
       let tensor = try file.integers(key)
       guard tensor.shape == [shape[0]] else {
         throw PEFTError(
-          .shapeMismatch, "'\(key)' has shape \(tensor.shape), [\(shape[0])] was expected", at: path)
+          .shapeMismatch, "'\(key)' has shape \(tensor.shape), [\(shape[0])] was expected", at: path
+        )
       }
       if let negative = tensor.values.first(where: { $0 < 0 }) {
         throw PEFTError(

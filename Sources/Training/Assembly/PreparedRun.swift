@@ -193,7 +193,7 @@ private struct DataFiles {
     _ settings: ModelConfiguration, initial: AdapterFolder?, data: DataConfiguration
   ) throws(PEFTError) -> ProblemType {
     if let problem = data.problemType { return problem }
-    if let initial, let problem = try AdaptedModel.data(initial.path).problemType {
+    if let initial, let problem = try initial.problemType() {
       return problem
     }
     return try settings.problemType() ?? train.impliedProblem(data.labelColumn)

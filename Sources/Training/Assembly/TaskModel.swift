@@ -53,6 +53,11 @@ extension AdapterFolder {
     }?.shape[0]
   }
 
+  /// What the numbers of its classifier are, if a training run recorded it.
+  package func problemType() throws(PEFTError) -> ProblemType? {
+    try AdaptedModel.data(path).problemType
+  }
+
   /// The names of the labels, if they were saved beside the adapter.
   package func labels() throws(PEFTError) -> LabelSet? {
     let file = FileSystem.join(path, LabelSet.fileName)

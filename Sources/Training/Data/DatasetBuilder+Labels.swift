@@ -7,18 +7,25 @@ import Tokenizers
 extension DatasetBuilder {
   /// Gives an example the label, the labels or the numbers of its sequence.
   ///
+  /// - Parameters:
+  ///   - example: The example.
+  ///   - record: Where they stand.
+  ///   - column: In which column.
+  ///   - byName: Whether a number is looked for among the names first, as text is.
   /// - Throws: ``PEFTError`` with the place of a label that the model does not have.
   func label(
-    _ example: inout Example, with record: DataRecord, column: String
+    _ example: inout Example, with record: DataRecord, column: String, byName: Bool
   ) throws(PEFTError) {
     guard let value = record.values[column], !value.isNull else {
       throw record.missing(column, setBy: "label_column")
     }
     switch problem {
-    case .singleLabel: example.labels = try classes([value], at: record.location)
+    case .singleLabel: example.labels = try classes([value], at: record.location, byName: byName)
     case .multiLabel:
       var targets = [Float](repeating: 0, count: labels?.count ?? 0)
-      for id in try classes(value.array ?? [value], at: record.location) { targets[Int(id)] = 1 }
+      for id in try classes(value.array ?? [value], at: record.location, byName: byName) {
+        targets[Int(id)] = 1
+      }
       example.targets = targets
     case .regression: example.targets = try record.numbers(column)
     }
@@ -26,8 +33,14 @@ extension DatasetBuilder {
 
   /// The ids of labels: names, or numbers from 0; ``Tensors/ignoredLabel`` stays.
   ///
+  /// - Parameters:
+  ///   - values: The labels.
+  ///   - location: Where they stand.
+  ///   - byName: Whether a number is looked for among the names first: labels may be "3", "5", "10".
   /// - Throws: ``PEFTError`` with the place of one that the model does not have.
-  func classes(_ values: [JSONValue], at location: String) throws(PEFTError) -> [Int32] {
+  func classes(
+    _ values: [JSONValue], at location: String, byName: Bool
+  ) throws(PEFTError) -> [Int32] {
     guard let labels else {
       throw PEFTError(.invalidConfiguration, "this data needs labels", at: location)
     }
@@ -39,8 +52,7 @@ extension DatasetBuilder {
           ids.append(ignoredLabel)
           continue
         }
-        // A number is a name first: labels may be "3", "5", "10".
-        if let id = labels.id(of: String(number)) {
+        if byName, let id = labels.id(of: String(number)) {
           ids.append(id)
           continue
         }
@@ -77,7 +89,7 @@ extension DatasetBuilder {
     for record in source.records {
       let words = try record.words(configuration)
       let tags = try record.tags(configuration, count: words.count)
-      let ids = try classes(tags, at: record.location)
+      let ids = try classes(tags, at: record.location, byName: true)
       let (encoded, kept) = encoder.encode(words, maxLength: maxLength)
       if kept < words.count { cut += 1 }
       var example = encoded.example

@@ -106,12 +106,14 @@ struct QuestionEncoder: ~Copyable {
 
   /// The tokens that hold a range of characters of a text.
   ///
-  /// Tokens before a place are those that the text before it begins with, and those after it are
-  /// the ones that the rest ends with; where the two do not meet, a token spans the place and
-  /// belongs to the range.
+  /// Tokens before a place are those that the text before it is made of, as far as they are the
+  /// whole text's; tokens after it are those that the rest ends with. A token that spans the first
+  /// or the last place of the range belongs to it.
   mutating func tokens(_ characters: Range<String.Index>, of text: String) -> Range<Int> {
     let all = encoder.ids(of: text)
     let before = Self.common(all, encoder.ids(of: String(text[..<characters.lowerBound])))
+    let until = encoder.ids(of: String(text[..<characters.upperBound]))
+    if until.count > before, Self.common(all, until) == until.count { return before..<until.count }
     let after = Self.common(
       all.reversed(), encoder.ids(of: String(text[characters.upperBound...])).reversed())
     return before..<max(before, all.count - after)

@@ -110,7 +110,7 @@ public struct DatasetBuilder: Sendable {
       if encoding.count == maxLength { full += 1 }
       var example = Example(
         tokenIDs: encoding.ids, typeIDs: segments(encoding.typeIDs), labels: [])
-      try label(&example, with: record, column: configuration.labelColumn)
+      try label(&example, with: record, column: configuration.labelColumn, byName: true)
       try check(example, at: record.location)
       examples.append(example)
     }

@@ -120,7 +120,7 @@ struct SequenceClassificationTask: TrainableTask {
   func dataset(_ source: DataSource, _ builder: DatasetBuilder) throws(PEFTError) -> Dataset {
     source.format == .tokens
       ? try builder.tokens(source) { (record, example) throws(PEFTError) in
-        try builder.label(&example, with: record, column: "label")
+        try builder.label(&example, with: record, column: "label", byName: false)
       }
       : try builder.sequences(source)
   }
@@ -152,7 +152,7 @@ struct TokenClassificationTask: TrainableTask {
             "'labels' has \(labels.count) elements, 'input_ids' has \(example.tokenIDs.count)",
             at: record.location)
         }
-        example.labels = try builder.classes(labels, at: record.location)
+        example.labels = try builder.classes(labels, at: record.location, byName: false)
       }
       : try builder.words(source)
   }
