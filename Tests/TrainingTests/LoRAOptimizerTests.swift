@@ -59,7 +59,6 @@ struct LoRAOptimizerTests {
       try #require(row["model"]?.string), adapter: try #require(row["adapter"]?.string))
     var arguments = TrainingArguments(outputFolder: "")
     arguments.optimizer = .loraFA
-    arguments.epsilon = LoRAFA.defaultEpsilon
     arguments.learningRate = settings["lr"]!.double!
     arguments.weightDecay = settings["weight_decay"]?.double ?? 0
     let frozen = try run.model.tensors(of: "default").filter { $0.key.contains("lora_A") }

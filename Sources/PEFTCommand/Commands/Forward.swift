@@ -17,6 +17,7 @@ struct Forward: ParsableCommand {
   var model: String
   @OptionGroup var adapters: AdapterOptions
   @OptionGroup var active: ActiveOptions
+  @OptionGroup var rows: RowOptions
   @Flag(help: "Merge the active adapters into the weights before the run.")
   var merge = false
   @OptionGroup var task: TaskOptions
@@ -35,6 +36,11 @@ struct Forward: ParsableCommand {
     if merge, gradients != nil {
       throw ValidationError("--gradients: merged adapters have none; remove --merge")
     }
+    if rows.rows != nil, merge || gradients != nil {
+      throw ValidationError(
+        "--rows gives each row its own adapter: remove \(merge ? "--merge" : "--gradients"), which "
+          + "is about the active ones")
+    }
     if gradients == output {
       throw ValidationError("--gradients and --output name the same file")
     }
@@ -49,6 +55,7 @@ struct Forward: ParsableCommand {
     session.warnAboutRandomParameters()
     if gradients != nil { try checkGradients(session, input) }
     if merge { try session.peft.merge() }
+    let rows = try rows.assignment(session.peft, count: input.batch)
     let pass: ForwardPass
     var slopes: [SafetensorsItem] = []
     if gradients != nil {
@@ -56,7 +63,7 @@ struct Forward: ParsableCommand {
       slopes = try Self.gradients(pass, session.peft)
     } else {
       pass = try withoutGradients {
-        try ForwardPass(session.loaded.model, input, task: session.task)
+        try ForwardPass(session.loaded.model, input, task: session.task, adapters: rows)
       }
     }
     var items = pass.outputs.map { SafetensorsItem($0.name, $0.value) }

@@ -14,17 +14,24 @@ struct ForwardPass {
   ///   - model: The model.
   ///   - input: The input.
   ///   - task: FEATURE_EXTRACTION gives hidden states whatever head the model has.
+  ///   - adapters: The adapter of each row; `nil` uses the active ones everywhere.
   /// - Throws: ``PEFTError`` for an input that the model cannot take.
   init(
-    _ model: any TransformerModel, _ input: ForwardInput, task: TaskType
+    _ model: any TransformerModel, _ input: ForwardInput, task: TaskType,
+    adapters: SequenceAdapters? = nil
   ) throws(PEFTError) {
+    func context(_ batch: TokenBatch) -> ForwardContext {
+      var context = ForwardContext(batch.layout)
+      context.sequenceAdapters = adapters
+      return context
+    }
     if let model = model as? any SequenceClassifier, task != .featureExtraction {
-      self = try Self.classification(model, input)
+      self = try Self.classification(model, input, context)
       return
     }
     let batch = input.rectangle
     do { try batch.check(model.inputLimits) } catch { throw error.located(at: input.path) }
-    let context = ForwardContext(batch.layout)
+    let context = context(batch)
     guard task != .featureExtraction, let head = model as? any TokenOutputModel else {
       let hidden = model.lastHiddenState(batch, context)
       self.init([("last_hidden_state", Self.rectangle(hidden, input))], loss: nil)
@@ -61,13 +68,14 @@ struct ForwardPass {
   }
 
   private static func classification(
-    _ model: any SequenceClassifier, _ input: ForwardInput
+    _ model: any SequenceClassifier, _ input: ForwardInput,
+    _ context: (TokenBatch) -> ForwardContext
   ) throws(PEFTError) -> ForwardPass {
     let configuration = model.configuration
     let padding = try configuration.optionalInt("pad_token_id").map(Int32.init(clamping:))
     let batch = input.trimmed(paddingToken: model.readsLastToken ? padding : nil)
     do { try batch.check(model.inputLimits) } catch { throw error.located(at: input.path) }
-    let logits = model.logits(batch, ForwardContext(batch.layout))
+    let logits = model.logits(batch, context(batch))
     // As transformers decides where config.json does not: one number is a regression, and labels
     // that are no integers are several for each sequence.
     let implied: ProblemType =

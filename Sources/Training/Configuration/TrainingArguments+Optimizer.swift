@@ -17,7 +17,7 @@ extension TrainingArguments {
     } else {
       optimizer = try reader.choice("optim", OptimizerKind.self) ?? optimizer
     }
-    self.epsilon = epsilon ?? (optimizer == .loraFA ? LoRAFA.defaultEpsilon : self.epsilon)
+    self.epsilon = epsilon ?? optimizerSettings.epsilon
     try readLoRAPlus(&reader, hasDecay: (decay ?? 0) > 0)
     try readGroups(&reader)
     if loraPlus != nil, optimizer == .loraFA {

@@ -59,8 +59,8 @@ public struct TrainingArguments: Sendable, Equatable {
   public var beta1 = 0.9
   /// `adam_beta2`.
   public var beta2 = 0.999
-  /// `adam_epsilon`; in a file 1e-6 for LoRA-FA unless given, see ``LoRAFA/defaultEpsilon``.
-  public var epsilon = 1e-8
+  /// `adam_epsilon`; the optimiser's own unless given: 1e-8, for LoRA-FA 1e-6.
+  public var epsilon: Double?
   /// `optim`.
   public var optimizer = OptimizerKind.adamW
   /// `loraplus_lr_ratio`, `loraplus_weight_decay` and `loraplus_lr_embedding`.
@@ -235,7 +235,7 @@ extension TrainingArguments {
       ("weight_decay", .double(weightDecay)),
       ("adam_beta1", .double(beta1)),
       ("adam_beta2", .double(beta2)),
-      ("adam_epsilon", .double(epsilon)),
+      ("adam_epsilon", .double(optimizerSettings.epsilon)),
       ("optim", .string(optimizer.rawValue)),
       ("loraplus_lr_ratio", loraPlus.map { .double($0.ratio) } ?? .null),
       ("loraplus_weight_decay", loraPlus.map { .double($0.weightDecay) } ?? .null),

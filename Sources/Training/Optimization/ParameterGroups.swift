@@ -178,7 +178,7 @@ extension TrainingArguments {
   public var optimizerSettings: OptimizerSettings {
     OptimizerSettings(
       learningRate: learningRate, weightDecay: weightDecay, beta1: beta1, beta2: beta2,
-      epsilon: epsilon)
+      epsilon: epsilon ?? (optimizer == .loraFA ? LoRAFA.defaultEpsilon : 1e-8))
   }
 
   /// The optimiser of a model's active adapters.
