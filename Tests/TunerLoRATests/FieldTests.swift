@@ -14,7 +14,7 @@ import Testing
 struct FieldTests {
   static let cases = names { !$0.hasPrefix("experts-") && !pending.contains($0) }
 
-  /// Initialisations and heads that this version refuses by name.
+  /// Heads of other tasks, which are tested with the task types, and what is refused by name.
   static let pending = ["init-orthogonal", "question-answering", "token-classification"]
 
   static func names(_ isIncluded: (String) -> Bool) -> [String] {
