@@ -38,6 +38,8 @@ from tokenizers import Tokenizer  # noqa: E402
 from transformers import AutoModel, AutoModelForCausalLM  # noqa: E402
 from transformers import AutoModelForSequenceClassification  # noqa: E402
 
+import roundtrip_fields  # noqa: E402
+
 LOGITS, GRADIENTS, LOSSES = 1e-5, 1e-4, 1e-4  # relative to the largest value of the reference
 STEPS, BATCH = 10, 4
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
@@ -361,6 +363,22 @@ def check_modes(subject: Subject, adapters, data: Path, tool: Tool, report: Repo
         compare("disabled", model, tool.forward(base, inputs, *one, "--active", ""))
 
 
+def check_field(subject: Subject, data: Path, tool: Tool, report: Report) -> None:
+    """One field of the configuration: peft's adapter here, and one that is trained here in peft."""
+    adapter = make_adapter(subject, subject.first, tool.folder / subject.name / "first", seed=3)
+    inputs = padded(examples(subject, data, 8))
+    options = ["--task", subject.task, "--adapter", f"{adapter}=first"]
+    for check, merge in (("active", []), ("merged", ["--merge"])):
+        model = subject.load(adapter)
+        if merge:
+            model = model.merge_and_unload()
+        with torch.no_grad():
+            reference = visible(model(**inputs).logits, inputs)
+        found = visible(tool.forward(subject.path, inputs, *options, *merge)["logits"], inputs)
+        report.add(subject.name, f"logits, {check}", relative(found, reference), LOGITS)
+    check_training(subject, adapter, data, tool, report)
+
+
 def check_gradients(subject: Subject, adapter: Path, data, tool: Tool, report: Report) -> None:
     inputs = padded(examples(subject, data, 8))
     options = ["--task", subject.task, "--adapter", f"{adapter}={adapter.name}"]
@@ -448,7 +466,7 @@ def check_training(subject: Subject, start: Path, data: Path, tool: Tool, report
 def check_saved(subject, data, tool: Tool, report: Report, saved: Path, trained) -> None:
     """The adapter that the tool saved, in peft."""
     config = LoraConfig.from_pretrained(str(saved))
-    expected = LoraConfig(**subject.first)
+    expected = next(iter(trained.peft_config.values()))
     same = all(
         getattr(config, field) == getattr(expected, field)
         for field in ("r", "lora_alpha", "target_modules", "use_rslora", "peft_type", "task_type")
@@ -490,6 +508,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("PEFT_TEST_DATA"))
     parser.add_argument("--models", default="minilm,stories260k", help="comma-separated")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--no-fields", dest="fields", action="store_false", help="leave out the config's fields"
+    )
     parser.add_argument("--keep", type=Path, help="work in this folder and leave it")
     options = parser.parse_args()
     if options.data is None:
@@ -523,6 +544,12 @@ def main() -> None:
                 except ToolFailure as failure:
                     print(failure, file=sys.stderr)
                     report.add_fact(subject.name, "the tool ended with an error", "", False)
+            for variant in roundtrip_fields.variants(subject) if options.fields else ():
+                try:
+                    check_field(variant, data, tool, report)
+                except ToolFailure as failure:
+                    print(failure, file=sys.stderr)
+                    report.add_fact(variant.name, "the tool ended with an error", "", False)
     report.print()
     if not report.rows:
         sys.exit("nothing was checked")
