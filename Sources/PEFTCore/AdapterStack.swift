@@ -24,6 +24,8 @@ public final class AdapterStack: HostAdapters {
   /// Names of the merged adapters.
   public private(set) var merged: [String] = []
   private var original: HostParameters?
+  /// The host's parameters before anything was merged, while something is.
+  var originalParameters: HostParameters? { original }
 
   init(path: String, selection: AdapterSelection) {
     self.path = path

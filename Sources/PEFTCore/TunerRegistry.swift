@@ -69,6 +69,12 @@ public struct TunerRegistry: Sendable {
     try entry(for: object).tuner.makeConfig(object)
   }
 
+  /// The first tuner that can combine adapters with the given configs.
+  func combiner(of configs: [JSONObject]) -> (any CombinableTuner.Type)? {
+    entries.lazy.compactMap { $0.tuner as? any CombinableTuner.Type }
+      .first { $0.combines(configs) }
+  }
+
   func entry(for object: JSONObject) throws(PEFTError) -> Entry {
     guard let type = object["peft_type"]?.string else {
       throw PEFTError(

@@ -8,7 +8,9 @@ class LoRALayer {
   /// Rank of the update.
   let rank: Int
   /// s, the factor of B·A.
-  let scaling: Double
+  var scaling: Double
+  /// s as the config has it.
+  let configuredScaling: Double
   /// Dropout on the input of A.
   let dropout: Dropout
   /// `[rank, inputFeatures]`.
@@ -22,13 +24,21 @@ class LoRALayer {
     self.rank = rank
     self.a = a
     self.b = b
-    scaling = try config.scaling(site.path, rank: rank)
+    configuredScaling = try config.scaling(site.path, rank: rank)
+    scaling = configuredScaling
     dropout = Dropout(config.dropout, path: "\(site.path).lora_dropout.\(site.adapter)")
   }
 
   /// The key of the random numbers of one factor.
   static func key(_ site: AdapterSite, _ factor: String) -> DropoutKey {
     DropoutKey(seed: site.seed, stream: siteID("\(site.path).\(factor)"))
+  }
+
+  /// The factors of the change with the scaling in A.
+  var change: LowRankFactors {
+    get throws(PEFTError) {
+      try LowRankFactors(a: a.value.scaled(by: Float(scaling)), b: b.value)
+    }
   }
 
   /// The text of a dropout in the printed tree.
@@ -39,7 +49,7 @@ class LoRALayer {
 }
 
 /// LoRA on a linear layer: y = W x + s·B(A(dropout(x))).
-final class LoRALinear: LoRALayer, TunerLayer {
+final class LoRALinear: LoRALayer, ScaledLayer, LowRankLayer {
   init(_ site: AdapterSite, _ config: LoRAConfig) throws(PEFTError) {
     let (inputs, outputs) = (site.host.inputFeatures, site.host.outputFeatures)
     let rank = try config.rank(site.path)
@@ -108,7 +118,7 @@ final class LoRALinear: LoRALayer, TunerLayer {
 }
 
 /// LoRA on an embedding: row + s·B·A[:, id]; no dropout, as in peft.
-final class LoRAEmbedding: LoRALayer, TunerLayer {
+final class LoRAEmbedding: LoRALayer, ScaledLayer, LowRankLayer {
   init(_ site: AdapterSite, _ config: LoRAConfig) throws(PEFTError) {
     let (count, width) = (site.host.inputFeatures, site.host.outputFeatures)
     let rank = try config.rank(site.path)

@@ -1,0 +1,150 @@
+import PEFTSupport
+import Tensors
+
+/// An adapter as plain values: the config and the tensors under the keys of peft's files.
+///
+/// It needs no model: it comes from a model or from a folder, and goes to either.
+public struct AdapterState: Sendable {
+  /// What to call it in messages: the adapter's name or the folder.
+  public var name: String
+  /// The members of the config.
+  public var config: JSONObject
+  /// The tensors by key, in model order or the file's.
+  public var tensors: [(key: String, value: Tensor)]
+  /// Scalings by module path, where they are not those of the config.
+  public var scalings: [String: Double]
+
+  /// Creates a state.
+  public init(
+    name: String, config: JSONObject, tensors: [(key: String, value: Tensor)],
+    scalings: [String: Double] = [:]
+  ) {
+    self.name = name
+    self.config = config
+    self.tensors = tensors
+    self.scalings = scalings
+  }
+
+  /// Reads a folder.
+  ///
+  /// - Throws: ``PEFTError``: a file is missing or malformed, a tensor does not hold floats.
+  public init(folder: AdapterFolder) throws(PEFTError) {
+    var tensors: [(key: String, value: Tensor)] = []
+    for name in folder.tensors.names.sorted() {
+      tensors.append((name, try folder.tensors.tensor(name)))
+    }
+    self.init(name: folder.path, config: folder.config, tensors: tensors)
+  }
+
+  /// The tensor of a key.
+  public subscript(key: String) -> Tensor? { tensors.first { $0.key == key }?.value }
+
+  /// Writes a folder as peft writes it: config, weights in float32 and model card.
+  ///
+  /// The folder is complete or absent.
+  ///
+  /// - Parameters:
+  ///   - path: The folder.
+  ///   - registry: Knows the method, whose config is written.
+  ///   - card: Text of `README.md` after the front matter.
+  /// - Throws: ``PEFTError`` when the config is not one of a registered method or a file cannot be written.
+  public func save(
+    _ path: String, registry: TunerRegistry, card: String? = nil
+  ) throws {
+    let typed = try registry.config(config)
+    var object = typed.object
+    object["inference_mode"] = true
+    let items = tensors.map { SafetensorsItem($0.key, $0.value) }
+    try FileSystem.writeDirectory(path) { folder in
+      try SafetensorsWriter.write(items, to: FileSystem.join(folder, AdapterFolder.weightsName))
+      try FileSystem.write(
+        FileSystem.join(folder, AdapterFolder.configName),
+        JSONValue.object(object).text(.indented, sortedKeys: true))
+      try FileSystem.write(
+        FileSystem.join(folder, "README.md"), ModelCard(config: typed, body: card).text)
+    }
+  }
+}
+
+extension PeftModel {
+  /// The values of an adapter, its present scalings included.
+  ///
+  /// - Throws: ``PEFTError`` `invalidAdapter` when there is no such adapter.
+  public func state(of adapter: String) throws(PEFTError) -> AdapterState {
+    let record = try record(adapter)
+    var scalings: [String: Double] = [:]
+    for (path, layer) in layers(of: record) {
+      if let layer = layer as? any ScaledLayer, layer.scaling != layer.configuredScaling {
+        scalings[path] = layer.scaling
+      }
+    }
+    return AdapterState(
+      name: adapter, config: record.config.object,
+      tensors: try tensors(of: adapter).map { ($0.key, $0.parameter.value) }, scalings: scalings)
+  }
+
+  /// Adds a new adapter with given values.
+  ///
+  /// When it throws, the model is as it was before.
+  ///
+  /// - Parameters:
+  ///   - name: Unique on this model.
+  ///   - state: The settings and values. Tensors that are absent keep their initial values only if
+  ///     they are not of an adapted layer, or if `allowingFresh`.
+  ///   - allowingFresh: Whether parameters of adapted layers may keep their initial values.
+  /// - Throws: ``PEFTError`` as ``add(_:_:seed:)``, and for tensors that are missing, unused or of
+  ///   another shape.
+  @discardableResult
+  public func add(
+    _ name: String, _ state: AdapterState, allowingFresh: Bool = false
+  ) throws(PEFTError) -> TargetReport {
+    let report = try add(name, any: try registry.config(state.config), seed: 0)
+    do throws(PEFTError) {
+      try assign(state, to: try record(name), allowingFresh: allowingFresh)
+    } catch {
+      try delete(name)
+      throw error
+    }
+    return report
+  }
+
+  private func assign(
+    _ state: AdapterState, to record: AdapterRecord, allowingFresh: Bool
+  ) throws(PEFTError) {
+    var values: [String: Tensor] = [:]
+    for tensor in state.tensors { values[tensor.key] = tensor.value }
+    let adapted = Set(record.sites.map { hosts[$0].path })
+    for tensor in try tensors(of: record.name) {
+      guard let value = values.removeValue(forKey: tensor.key) else {
+        let isOfLayer = adapted.contains { tensor.key.hasPrefix("base_model.model.\($0).") }
+        if isOfLayer, !allowingFresh {
+          throw PEFTError(
+            .missingTensor, "the new adapter '\(record.name)' has no values for '\(tensor.key)'",
+            remedy: "Its target modules match more modules than the adapters that it comes from.")
+        }
+        continue
+      }
+      guard value.shape == tensor.parameter.shape else {
+        throw PEFTError(
+          .shapeMismatch,
+          "'\(tensor.key)' of the new adapter '\(record.name)' has shape \(value.shape), the model "
+            + "needs \(tensor.parameter.shape)",
+          remedy: "The adapters were made for another base model.")
+      }
+      tensor.parameter.assign(value)
+    }
+    if let key = values.keys.min() {
+      throw PEFTError(
+        .unexpectedTensor,
+        "the new adapter '\(record.name)' has no place for '\(key)'",
+        remedy: "The adapters were made for another base model.")
+    }
+  }
+
+  func layers(of record: AdapterRecord) -> [(path: String, layer: any TunerLayer)] {
+    record.sites.compactMap { place in
+      let (path, host) = hosts[place]
+      return (host.adapters as? AdapterStack)?.layer(record.name).map { (path, $0) }
+    }
+  }
+}
