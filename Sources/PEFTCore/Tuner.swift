@@ -61,15 +61,4 @@ public struct AdapterSite {
   public let config: any TunerConfig
   /// Seed of the initial values.
   public let seed: UInt64
-
-  /// Describes a place for an adapter.
-  public init(
-    host: any AdapterHost, path: String, adapter: String, config: any TunerConfig, seed: UInt64 = 0
-  ) {
-    self.host = host
-    self.path = path
-    self.adapter = adapter
-    self.config = config
-    self.seed = seed
-  }
 }

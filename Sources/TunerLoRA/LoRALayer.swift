@@ -35,9 +35,9 @@ class LoRALayer {
   }
 
   /// The factors of the change with the scaling in A.
-  var change: LowRankFactors {
+  var change: FactoredChange {
     get throws(PEFTError) {
-      try LowRankFactors(a: a.value.scaled(by: Float(scaling)), b: b.value)
+      try FactoredChange(a: a.value.scaled(by: Float(scaling)), b: b.value)
     }
   }
 
@@ -49,7 +49,7 @@ class LoRALayer {
 }
 
 /// LoRA on a linear layer: y = W x + s·B(A(dropout(x))).
-final class LoRALinear: LoRALayer, ScaledLayer, LowRankLayer {
+final class LoRALinear: LoRALayer, ScaledLayer, FactoredLayer {
   init(_ site: AdapterSite, _ config: LoRAConfig) throws(PEFTError) {
     let (inputs, outputs) = (site.host.inputFeatures, site.host.outputFeatures)
     let rank = try config.rank(site.path)
@@ -118,7 +118,7 @@ final class LoRALinear: LoRALayer, ScaledLayer, LowRankLayer {
 }
 
 /// LoRA on an embedding: row + s·B·A[:, id]; no dropout, as in peft.
-final class LoRAEmbedding: LoRALayer, ScaledLayer, LowRankLayer {
+final class LoRAEmbedding: LoRALayer, ScaledLayer, FactoredLayer {
   init(_ site: AdapterSite, _ config: LoRAConfig) throws(PEFTError) {
     let (count, width) = (site.host.inputFeatures, site.host.outputFeatures)
     let rank = try config.rank(site.path)

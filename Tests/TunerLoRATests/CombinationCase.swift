@@ -29,9 +29,9 @@ struct CombinationCase: CustomTestStringConvertible, Sendable {
     return registry
   }
 
-  static func adapter(_ name: String) throws -> AdapterState {
+  static func adapter(_ name: String) throws -> AdapterValues {
     // From the config and the tensors: LoRA alone does not read a DoRA config.
-    var state = try AdapterState(folder: AdapterFolder(path("adapters/\(name)")))
+    var state = try AdapterValues(folder: AdapterFolder(path("adapters/\(name)")))
     state.name = name
     return state
   }
@@ -92,7 +92,7 @@ struct CombinationCase: CustomTestStringConvertible, Sendable {
 
   func combine(
     _ compatibility: Compatibility, seed: UInt64 = 0
-  ) throws -> (state: AdapterState, warnings: [String]) {
+  ) throws -> (state: AdapterValues, warnings: [String]) {
     try Self.registry.combine(
       try sources(), try combination(compatibility, seed: seed), base: try Self.base())
   }
@@ -139,7 +139,7 @@ struct CombinationCase: CustomTestStringConvertible, Sendable {
   }
 
   /// Settings, factors where they are unique, and changes of weights are peft's.
-  func expectPeft(_ state: AdapterState) throws {
+  func expectPeft(_ state: AdapterValues) throws {
     for key in [
       "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
       "target_modules",
@@ -182,7 +182,7 @@ struct CombinationCase: CustomTestStringConvertible, Sendable {
   }
 
   /// Changes of weights are what the formula of the kind gives in double precision.
-  func expectExact(_ state: AdapterState) throws {
+  func expectExact(_ state: AdapterValues) throws {
     let made = try LoRAParts(CombinationSource(state, weight: 1))
     let own = try sources().map { try LoRAParts($0) }
     let (combination, _) = try combination(.exact).resolved(weights: weights, adapters: adapters)

@@ -70,7 +70,7 @@ struct CombinationGoldenTests {
     let folder = try TemporaryFolder()
     try made.save(folder("new"), registry: registry)
     #expect(folder.names == ["new"])
-    let read = try AdapterState(folder: AdapterFolder(folder("new")))
+    let read = try AdapterValues(folder: AdapterFolder(folder("new")))
     #expect(read.tensors.count == made.tensors.count)
     for (key, value) in made.tensors { #expect(read[key]?.scalars == value.scalars) }
     let config = try LoRAConfig(read.config)
@@ -174,8 +174,8 @@ struct CombinationGoldenTests {
     func values(_ shape: [Int], _ seed: UInt64) -> Tensor {
       .normal(shape, deviation: 1, key: DropoutKey(seed: seed, stream: 1))
     }
-    let first = try LowRankFactors(a: values([4, 3, 3], 1), b: values([6, 2, 1], 2))
-    let second = try LowRankFactors(a: values([2, 3, 3], 3), b: values([6, 1, 1], 4))
+    let first = try FactoredChange(a: values([4, 3, 3], 1), b: values([6, 2, 1], 2))
+    let second = try FactoredChange(a: values([2, 3, 3], 3), b: values([6, 1, 1], 4))
     #expect(first.groups == 2)
     let parts = [
       CombinationPart(adapter: 0, factors: first, scaling: 2, weight: 0.5),

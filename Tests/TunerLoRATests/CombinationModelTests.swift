@@ -91,7 +91,7 @@ struct CombinationModelTests {
       try peft.combine(["a", "b"], weights: [1, 1], into: "new", Combination(.ties, density: -1))
     }
     // A state that does not fit the model.
-    var state = try peft.state(of: "a")
+    var state = try peft.values(of: "a")
     let first = state.tensors[0]
     state.tensors[0].value = .zeros([first.value.shape[0], first.value.shape[1] + 1])
     try expect("the model needs") { try peft.add("new", state) }

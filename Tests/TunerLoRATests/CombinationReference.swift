@@ -77,7 +77,7 @@ struct Reference {
     precondition(sources.allSatisfy { $0.1.factors.groups == 1 })
   }
 
-  static func product(_ factors: LowRankFactors) -> [Double] {
+  static func product(_ factors: FactoredChange) -> [Double] {
     product(
       factors.b.scalars.map { Double($0) }, factors.a.scalars.map { Double($0) }, factors.outputs,
       factors.groupRank, factors.inputs)

@@ -64,7 +64,7 @@ struct Combine: ParsableCommand {
   func run() throws {
     if let threads { Parallel.threadCount = threads }
     let named = try adapters.map { try Self.parse($0) }
-    try OutputFolder.check(output, inputs: named.map(\.folder), overwriting: overwrite)
+    try OutputFolder.check(output, overwriting: overwrite, inputs: named.map(\.folder))
     let combination = try settings()
     // Before any file is read.
     _ = try combination.resolved(
@@ -77,7 +77,7 @@ struct Combine: ParsableCommand {
       do { _ = try registry.config(folder.config) } catch {
         throw error.located(at: folder.configPath)
       }
-      sources.append(CombinationSource(try AdapterState(folder: folder), weight: weight))
+      sources.append(CombinationSource(try AdapterValues(folder: folder), weight: weight))
     }
     if compatibility == .peft { try Self.refuseSavedModules(sources[0].state) }
     let base = try base.map { try BaseFolder($0, adapters: sources.map(\.state)) }
@@ -115,7 +115,7 @@ struct Combine: ParsableCommand {
   }
 
   /// peft takes modules that are trained in full from the base model.
-  private static func refuseSavedModules(_ first: AdapterState) throws(PEFTError) {
+  private static func refuseSavedModules(_ first: AdapterValues) throws(PEFTError) {
     guard let saved = first.config["modules_to_save"]?.array, !saved.isEmpty else { return }
     throw PEFTError(
       .unsupported,
@@ -125,7 +125,7 @@ struct Combine: ParsableCommand {
   }
 
   /// "out: 7 modules of rank 8, 12,345 parameters, 49.4 kB".
-  private static func summary(_ state: AdapterState, _ output: String) -> String {
+  private static func summary(_ state: AdapterValues, _ output: String) -> String {
     let ranks = state.tensors.filter { $0.key.contains("_A") }.map { $0.value.shape[0] }
     let rank = Set(ranks).count == 1 ? "\(ranks[0])" : "\(ranks.min()!) to \(ranks.max()!)"
     let count = state.tensors.reduce(0) { $0 + $1.value.count }
@@ -153,7 +153,7 @@ struct BaseFolder {
   /// Opens a folder.
   ///
   /// - Parameter adapters: Tell by `fan_in_fan_out` how square weights are stored.
-  init(_ folder: String, adapters: [AdapterState]) throws(PEFTError) {
+  init(_ folder: String, adapters: [AdapterValues]) throws(PEFTError) {
     files = try ModelWeights(folder: folder)
     isTransposed = adapters.contains { $0.config["fan_in_fan_out"]?.bool == true }
   }

@@ -34,7 +34,7 @@ struct Merge: ParsableCommand {
   func run() throws {
     if let threads { Parallel.threadCount = threads }
     try OutputFolder.check(
-      output, inputs: [model] + adapters.adapters.map(\.folder), overwriting: overwrite)
+      output, overwriting: overwrite, inputs: [model] + adapters.adapters.map(\.folder))
     let named = try ModelSession.named(adapters.adapters)
     let session = try ModelSession(
       model: model, adapters: adapters.adapters, active: named.map(\.name), task: task.task)

@@ -2,10 +2,16 @@ import PEFT
 
 /// The folder that a command writes.
 enum OutputFolder {
-  /// Refuses a folder that would destroy something.
+  /// Refuses one that would destroy something.
   ///
-  /// - Throws: ``PEFTError`` when it is one of the inputs, or, unless `overwriting`, not empty.
-  static func check(_ output: String, inputs: [String], overwriting: Bool) throws(PEFTError) {
+  /// - Parameters:
+  ///   - output: The folder, of the option `--output`.
+  ///   - overwriting: Whether it may exist and hold something.
+  ///   - inputs: Folders that it must not be.
+  /// - Throws: ``PEFTError`` naming the option.
+  static func check(
+    _ output: String, overwriting: Bool, inputs: [String]
+  ) throws(PEFTError) {
     guard FileSystem.exists(output) else { return }
     for folder in inputs where FileSystem.resolved(folder) == FileSystem.resolved(output) {
       throw PEFTError(

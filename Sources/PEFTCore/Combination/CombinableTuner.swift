@@ -17,18 +17,18 @@ public protocol CombinableTuner: Tuner {
   /// - Throws: ``PEFTError``, naming the module, key or adapter.
   static func combine(
     _ sources: [CombinationSource], _ combination: Combination, base: BaseWeights?
-  ) throws(PEFTError) -> (state: AdapterState, warnings: [String])
+  ) throws(PEFTError) -> (state: AdapterValues, warnings: [String])
 }
 
 /// An adapter that goes into a combination.
 public struct CombinationSource: Sendable {
   /// The adapter.
-  public var state: AdapterState
+  public var state: AdapterValues
   /// Its weight.
   public var weight: Double
 
   /// Pairs an adapter with its weight.
-  public init(_ state: AdapterState, weight: Double) {
+  public init(_ state: AdapterValues, weight: Double) {
     self.state = state
     self.weight = weight
   }
@@ -97,7 +97,7 @@ extension TunerRegistry {
   /// - Throws: ``PEFTError``: invalid settings, methods that cannot be combined, or what the tuner throws.
   public func combine(
     _ sources: [CombinationSource], _ combination: Combination, base: BaseWeights? = nil
-  ) throws(PEFTError) -> (state: AdapterState, warnings: [String]) {
+  ) throws(PEFTError) -> (state: AdapterValues, warnings: [String]) {
     let (combination, warnings) = try combination.resolved(
       weights: sources.map(\.weight), adapters: sources.map(\.state.name))
     let configs = sources.map(\.state.config)

@@ -7,14 +7,14 @@ public struct CombinationPart: Sendable {
   /// The adapter's place in the list.
   public let adapter: Int
   /// A and B, without the scaling.
-  public let factors: LowRankFactors
+  public let factors: FactoredChange
   /// s.
   public let scaling: Double
   /// w.
   public let weight: Double
 
   /// Describes a change.
-  public init(adapter: Int, factors: LowRankFactors, scaling: Double, weight: Double) {
+  public init(adapter: Int, factors: FactoredChange, scaling: Double, weight: Double) {
     self.adapter = adapter
     self.factors = factors
     self.scaling = scaling
@@ -39,7 +39,7 @@ extension Combination {
   ///   must not, `numericalFailure`.
   public func combine(
     _ parts: [CombinationPart], at module: String, rank: Int
-  ) throws(PEFTError) -> LowRankFactors {
+  ) throws(PEFTError) -> FactoredChange {
     let first = parts[0].factors
     for part in parts.dropFirst() {
       let other = part.factors
@@ -59,17 +59,17 @@ extension Combination {
         ? try factorwise(parts, module) : Self.stacked(parts)
     case .magnitudePrune, .dareLinear:
       if compatibility == .peft { return try factorwise(parts, module) }
-      var pruned: [(LowRankFactors, Double)] = []
+      var pruned: [(FactoredChange, Double)] = []
       for part in parts {
         let (a, b) = (part.factors.a, part.factors.b)
         pruned.append(
           (
-            LowRankFactors(
+            FactoredChange(
               prune(a, part, "A", module), prune(b, part, "B", module), groups: part.factors.groups),
             part.gain
           ))
       }
-      return LowRankFactors.stacked(pruned)
+      return FactoredChange.stacked(pruned)
     case .ties, .dareTIES: return try factorwise(parts, module)
     case .svd:
       let sum = Self.stacked(parts)
@@ -84,13 +84,13 @@ extension Combination {
     }
   }
 
-  private static func stacked(_ parts: [CombinationPart]) -> LowRankFactors {
+  private static func stacked(_ parts: [CombinationPart]) -> FactoredChange {
     .stacked(parts.map { ($0.factors, $0.gain) })
   }
 
   /// Rows below rows whatever the groups, as peft does it.
-  private static func concatenated(_ parts: [CombinationPart]) -> LowRankFactors {
-    LowRankFactors(
+  private static func concatenated(_ parts: [CombinationPart]) -> FactoredChange {
+    FactoredChange(
       .stackingRows(parts.map { $0.factors.a.scaled(by: Float($0.gain)) }),
       .stackingColumns(parts.map(\.factors.b)), groups: parts[0].factors.groups)
   }
@@ -98,13 +98,13 @@ extension Combination {
   /// A and B each for themselves, with roots of the gains; a sign goes to A alone.
   private func factorwise(
     _ parts: [CombinationPart], _ module: String
-  ) throws(PEFTError) -> LowRankFactors {
+  ) throws(PEFTError) -> FactoredChange {
     guard parts.allSatisfy({ $0.factors.rank == parts[0].factors.rank }) else {
       throw Self.unequalRanks(parts.map(\.factors.rank), at: module)
     }
     let roots = parts.map { $0.gain.magnitude.squareRoot() }
     let signed = zip(parts, roots).map { $0.gain >= 0 ? $1 : -$1 }
-    return LowRankFactors(
+    return FactoredChange(
       merge(parts.map { prune($0.factors.a, $0, "A", module) }, weights: signed),
       merge(parts.map { prune($0.factors.b, $0, "B", module) }, weights: roots),
       groups: parts[0].factors.groups)
@@ -148,8 +148,8 @@ extension Combination {
 
   /// The best factors of a rank, limited to a quantile if that is wanted.
   private func limited(
-    _ groups: [Decomposition], rank: Int, _ like: LowRankFactors, _ module: String
-  ) -> LowRankFactors {
+    _ groups: [Decomposition], rank: Int, _ like: FactoredChange, _ module: String
+  ) -> FactoredChange {
     let most = min(like.outputs / like.groups, like.inputs)
     let groupRank = min((rank + like.groups - 1) / like.groups, most)
     var groups = groups
@@ -160,7 +160,7 @@ extension Combination {
     func limited(_ tensor: Tensor) -> Tensor {
       Tensor(shape: tensor.shape, scalars: tensor.scalars.map { min(max($0, -limit), limit) })
     }
-    return LowRankFactors(limited(factors.a), limited(factors.b), groups: factors.groups)
+    return FactoredChange(limited(factors.a), limited(factors.b), groups: factors.groups)
   }
 
   /// A quantile with linear interpolation between neighbours.

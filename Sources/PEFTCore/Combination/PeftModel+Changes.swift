@@ -4,9 +4,9 @@ import Tensors
 
 /// A layer whose change of the weight is a product of two factors, so that it can be decomposed
 /// without being made.
-public protocol LowRankLayer: TunerLayer {
+public protocol FactoredLayer: TunerLayer {
   /// The factors of ΔW with the scaling in A.
-  var change: LowRankFactors { get throws(PEFTError) }
+  var change: FactoredChange { get throws(PEFTError) }
 }
 
 /// One layer of an adapter with the host that it is on.

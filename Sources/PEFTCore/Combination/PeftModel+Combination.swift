@@ -43,7 +43,7 @@ extension PeftModel {
     _ = try combination.resolved(weights: weights, adapters: adapters)
     var sources: [CombinationSource] = []
     for (adapter, weight) in zip(adapters, weights) {
-      sources.append(CombinationSource(try state(of: adapter), weight: weight))
+      sources.append(CombinationSource(try values(of: adapter), weight: weight))
     }
     let combined = try registry.combine(sources, combination, base: baseWeights)
     try add(name, combined.state, allowingFresh: combination.compatibility == .peft)

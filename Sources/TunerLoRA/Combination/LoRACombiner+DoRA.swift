@@ -15,7 +15,7 @@ extension LoRACombiner {
   func decomposedChange(
     _ parts: [CombinationPart], magnitudes: [Tensor?], at path: String, _ like: LoRAPart,
     rank: Int
-  ) throws(PEFTError) -> (LowRankFactors, Tensor) {
+  ) throws(PEFTError) -> (FactoredChange, Tensor) {
     guard let base else {
       throw PEFTError(
         .invalidConfiguration, "combining DoRA adapters needs the weights of the base model",
@@ -70,7 +70,7 @@ extension LoRACombiner {
       scaled.append(
         CombinationPart(
           adapter: part.adapter,
-          factors: try LowRankFactors(a: part.factors.a, b: scalingRows(part.factors.b, rows)),
+          factors: try FactoredChange(a: part.factors.a, b: scalingRows(part.factors.b, rows)),
           scaling: part.scaling, weight: part.weight))
     }
     let combined = try combination.combine(scaled, at: path, rank: rank)

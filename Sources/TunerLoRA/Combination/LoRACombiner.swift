@@ -15,7 +15,7 @@ extension LoRATuner: CombinableTuner {
   /// DoRA adapter again.
   public static func combine(
     _ sources: [CombinationSource], _ combination: Combination, base: BaseWeights?
-  ) throws(PEFTError) -> (state: AdapterState, warnings: [String]) {
+  ) throws(PEFTError) -> (state: AdapterValues, warnings: [String]) {
     var adapters: [LoRAParts] = []
     for source in sources { adapters.append(try LoRAParts(source)) }
     return try LoRACombiner(adapters: adapters, combination: combination, base: base).run()
@@ -43,7 +43,7 @@ struct LoRACombiner {
     return adapters.flatMap(\.paths).filter { seen.insert($0).inserted }
   }
 
-  func run() throws(PEFTError) -> (state: AdapterState, warnings: [String]) {
+  func run() throws(PEFTError) -> (state: AdapterValues, warnings: [String]) {
     try check()
     let newRank = isExact ? nil : try rankInPeft()
     let targets = try newTargets()
@@ -70,14 +70,14 @@ struct LoRACombiner {
       newRank.map { self.config(rank: $0, targets: targets) }
       ?? self.config(ranks: ranks, targets: targets)
     let name = adapters.map(\.name).joined(separator: " + ")
-    return (AdapterState(name: name, config: config, tensors: tensors), warnings)
+    return (AdapterValues(name: name, config: config, tensors: tensors), warnings)
   }
 
   /// A module's new change.
   struct Change {
     /// One of the changes that it was made of, for shapes.
     let like: LoRAPart
-    let factors: LowRankFactors
+    let factors: FactoredChange
     let bias: Tensor?
     let magnitude: Tensor?
 

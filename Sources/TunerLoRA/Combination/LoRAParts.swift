@@ -8,7 +8,7 @@ struct LoRAPart {
   let isEmbedding: Bool
   /// A and B as they stand in files.
   let a: Tensor, b: Tensor
-  let factors: LowRankFactors
+  let factors: FactoredChange
   /// The bias of B.
   let bias: Tensor?
   /// DoRA's magnitudes.
@@ -18,7 +18,7 @@ struct LoRAPart {
   /// What the config counts as the rank: a fused projection has so many rows of A for each part.
   var recordedRank: Int { Self.recordedRank(factors, isMatrix: a.shape.count == 2) }
 
-  static func recordedRank(_ factors: LowRankFactors, isMatrix: Bool) -> Int {
+  static func recordedRank(_ factors: FactoredChange, isMatrix: Bool) -> Int {
     isMatrix ? factors.groupRank : factors.rank
   }
 
@@ -97,8 +97,8 @@ struct LoRAParts {
         .missingTensor, "'\(path)' has no \(tensors[first] == nil ? first : second)", at: name,
         remedy: "The adapter is incomplete.")
     }
-    let factors: LowRankFactors
-    do { factors = try LowRankFactors(a: a, b: b) } catch {
+    let factors: FactoredChange
+    do { factors = try FactoredChange(a: a, b: b) } catch {
       throw PEFTError(error.code, "'\(path)': \(error.message)", at: name)
     }
     let rank = LoRAPart.recordedRank(factors, isMatrix: a.shape.count == 2)

@@ -17,7 +17,7 @@ public struct LoRAConversion: Sendable {
   /// The settings; the scaling is 1 everywhere.
   public let config: LoRAConfig
   /// Settings and values, to be saved or added to a model.
-  public let state: AdapterState
+  public let state: AdapterValues
   /// The rank of each module by path.
   public let ranks: [String: Int]
   /// What may not have been meant.
@@ -67,7 +67,7 @@ extension PeftModel {
     }
     let config = Self.loraConfig(like: source, rank, ranks)
     return LoRAConversion(
-      config: config, state: AdapterState(name: adapter, config: config.object, tensors: tensors),
+      config: config, state: AdapterValues(name: adapter, config: config.object, tensors: tensors),
       ranks: Dictionary(uniqueKeysWithValues: ranks.map { ($0.path, $0.rank) }),
       warnings: warnings)
   }
@@ -121,7 +121,7 @@ extension PeftModel {
     // A layer of LoRA tells the names and shapes of its factors.
     let model: any TunerLayer
     let groups: [Decomposition]
-    if let low = layer.layer as? any LowRankLayer {
+    if let low = layer.layer as? any FactoredLayer {
       model = low
       groups = try low.change.decomposed()
     } else {
@@ -160,8 +160,8 @@ extension PeftModel {
     )
   }
 
-  private static func factors(of layer: any TunerLayer) throws(PEFTError) -> LowRankFactors {
-    try LowRankFactors(
+  private static func factors(of layer: any TunerLayer) throws(PEFTError) -> FactoredChange {
+    try FactoredChange(
       a: layer.parameters[0].parameter.value, b: layer.parameters[1].parameter.value)
   }
 

@@ -7,7 +7,7 @@ import Tensors
 /// In a grouped convolution, and in a fused projection of which parts are adapted, the outputs
 /// fall into groups, each with rows of A for itself: the outputs of group g are made by
 /// B's rows of that group times A's rows of that group.
-public struct LowRankFactors: Sendable {
+public struct FactoredChange: Sendable {
   /// `[rank, inputs]`, the rows of one group after those of another.
   public let a: Tensor
   /// `[outputs, rank / groups]`.
@@ -70,22 +70,22 @@ public struct LowRankFactors: Sendable {
   }
 
   /// Factors of the sum of gainᵢ·Bᵢ·Aᵢ: exact, of the sum of the ranks. The gains go to A.
-  public static func stacked(_ parts: [(factors: LowRankFactors, gain: Double)]) -> LowRankFactors {
+  public static func stacked(_ parts: [(factors: FactoredChange, gain: Double)]) -> FactoredChange {
     let groups = parts[0].factors.groups
     var rows: [Tensor] = []
     for group in 0..<groups {
       rows += parts.map { $0.factors.aBlock(group).scaled(by: Float($0.gain)) }
     }
-    return LowRankFactors(
+    return FactoredChange(
       .stackingRows(rows), .stackingColumns(parts.map(\.factors.b)), groups: groups)
   }
 
   /// The same product with more rows in each group, which are zero.
-  public func padded(toGroupRank rank: Int) -> LowRankFactors {
+  public func padded(toGroupRank rank: Int) -> FactoredChange {
     let more = rank - groupRank
     if more <= 0 { return self }
     let rows = (0..<groups).flatMap { [aBlock($0), .zeros([more, inputs])] }
-    return LowRankFactors(
+    return FactoredChange(
       .stackingRows(rows), .stackingColumns([b, .zeros([outputs, more])]), groups: groups)
   }
 
@@ -181,7 +181,7 @@ public struct Decomposition: Sendable {
   /// - Parameter rank: Of each group; where it exceeds what there is, the rest is zero.
   public static func factors(
     _ groups: [Decomposition], groupRank rank: Int
-  ) -> LowRankFactors {
+  ) -> FactoredChange {
     var rows: [Tensor] = []
     var columns: [Tensor] = []
     for group in groups {
@@ -195,7 +195,7 @@ public struct Decomposition: Sendable {
       }
       columns.append(left)
     }
-    return LowRankFactors(
+    return FactoredChange(
       .stackingRows(rows), .stackingRows(columns), groups: groups.count)
   }
 

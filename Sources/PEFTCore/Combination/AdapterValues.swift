@@ -4,7 +4,7 @@ import Tensors
 /// An adapter as plain values: the config and the tensors under the keys of peft's files.
 ///
 /// It needs no model: it comes from a model or from a folder, and goes to either.
-public struct AdapterState: Sendable {
+public struct AdapterValues: Sendable {
   /// What to call it in messages: the adapter's name or the folder.
   public var name: String
   /// The members of the config.
@@ -70,7 +70,7 @@ extension PeftModel {
   /// The values of an adapter, its present scalings included.
   ///
   /// - Throws: ``PEFTError`` `invalidAdapter` when there is no such adapter.
-  public func state(of adapter: String) throws(PEFTError) -> AdapterState {
+  public func values(of adapter: String) throws(PEFTError) -> AdapterValues {
     let record = try record(adapter)
     var scalings: [String: Double] = [:]
     for (path, layer) in layers(of: record) {
@@ -78,7 +78,7 @@ extension PeftModel {
         scalings[path] = layer.scaling
       }
     }
-    return AdapterState(
+    return AdapterValues(
       name: adapter, config: record.config.object,
       tensors: try tensors(of: adapter).map { ($0.key, $0.parameter.value) }, scalings: scalings)
   }
@@ -96,7 +96,7 @@ extension PeftModel {
   ///   another shape.
   @discardableResult
   public func add(
-    _ name: String, _ state: AdapterState, allowingFresh: Bool = false
+    _ name: String, _ state: AdapterValues, allowingFresh: Bool = false
   ) throws(PEFTError) -> TargetReport {
     let report = try add(name, any: try registry.config(state.config), seed: 0)
     do throws(PEFTError) {
@@ -109,7 +109,7 @@ extension PeftModel {
   }
 
   private func assign(
-    _ state: AdapterState, to record: AdapterRecord, allowingFresh: Bool
+    _ state: AdapterValues, to record: AdapterRecord, allowingFresh: Bool
   ) throws(PEFTError) {
     var values: [String: Tensor] = [:]
     for tensor in state.tensors { values[tensor.key] = tensor.value }
