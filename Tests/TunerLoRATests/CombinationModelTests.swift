@@ -168,7 +168,8 @@ struct CombinationModelTests {
     try peft.add(
       "wide",
       LoRAConfig(
-        rank: 6, alpha: 9, targets: TargetSelection(.list(["embed_tokens", "q_proj", "down_proj"])),
+        rank: 6, alpha: 9,
+        targets: TargetSelection(.list(["embed_tokens", "q_proj", "down_proj"])),
         taskType: .causalLM, initialization: .random))
     try peft.setActive(["wide"])
     let batch = try golden.batch(golden.input)
@@ -183,7 +184,7 @@ struct CombinationModelTests {
 
     let part = try peft.convertToLoRA("wide", rank: .energy(0.7))
     #expect(part.ranks.values.contains { $0 < 6 })
-    try peft.add("part", part.state)
+    try peft.add("part", part.values)
     let changes = try (peft.adaptedLayers(of: "wide"), peft.adaptedLayers(of: "part"))
     for (old, new) in zip(changes.0, changes.1) {
       let (before, after) = (try old.fullChange().scalars, try new.fullChange().scalars)
@@ -206,7 +207,7 @@ struct CombinationModelTests {
     let layer = try #require(try peft.adaptedLayers(of: "full").first)
     let conversion = try peft.convertToLoRA("full", rank: .fixed(2))
     #expect(conversion.warnings.isEmpty)
-    try peft.add("lora", conversion.state)
+    try peft.add("lora", conversion.values)
     let new = try #require(try peft.adaptedLayers(of: "lora").first)
     let change = try layer.fullChange()
     let expected = Reference.truncated(change.scalars.map { Double($0) }, 8, 10, 2)

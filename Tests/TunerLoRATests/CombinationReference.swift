@@ -1,3 +1,4 @@
+import NN
 import Tensors
 
 @testable import PEFTCore
@@ -27,7 +28,9 @@ struct Reference {
       let draw = PruningDraw(module: path, adapter: source, side: side, shape: shape)
       let mask =
         combination.draws?(draw)
-        ?? Tensor(repeating: 0, shape: shape)
+        ?? TaskArithmetic.mask(
+          shape, density: density, seed: combination.seed,
+          stream: siteID("\(path).\(source).\(side)"))
       return zip(values, mask.scalars).map { $0 * Double($1) / density }
     }
     func total(_ matrices: [[Double]], _ factors: [Double]) -> [Double] {
@@ -125,6 +128,10 @@ struct Reference {
 
   /// The best approximation of a rank, by one-sided Jacobi rotations of the columns.
   static func truncated(_ matrix: [Double], _ m: Int, _ n: Int, _ rank: Int) -> [Double] {
+    if n > m {
+      let turned = truncated(transposed(matrix, m, n), n, m, rank)
+      return transposed(turned, n, m)
+    }
     var columns = (0..<n).map { column in (0..<m).map { matrix[$0 * n + column] } }
     // V, by columns.
     var right = (0..<n).map { i in (0..<n).map { $0 == i ? 1.0 : 0 } }
@@ -155,7 +162,9 @@ struct Reference {
       }
       if largest < 1e-14 { break }
     }
-    let order = columns.indices.sorted { dot(columns[$0], columns[$0]) > dot(columns[$1], columns[$1]) }
+    let order = columns.indices.sorted {
+      dot(columns[$0], columns[$0]) > dot(columns[$1], columns[$1])
+    }
     var result = matrix.map { _ in 0.0 }
     for k in order.prefix(rank) {
       for i in 0..<m {
@@ -163,5 +172,9 @@ struct Reference {
       }
     }
     return result
+  }
+
+  private static func transposed(_ matrix: [Double], _ m: Int, _ n: Int) -> [Double] {
+    (0..<m * n).map { matrix[$0 % m * n + $0 / m] }
   }
 }

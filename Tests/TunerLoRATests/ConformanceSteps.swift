@@ -32,7 +32,8 @@ struct ConformanceSteps {
       let wanted = step["error"]?["text"]?.string
       do {
         try perform(action, step, "\(id), step \(place)")
-        #expect(wanted == nil && step["right"]?.string?.hasPrefix("refused") != true || isPeftOnly(step),
+        #expect(
+          wanted == nil && step["right"]?.string?.hasPrefix("refused") != true || isPeftOnly(step),
           "\(id), step \(place): no error")
       } catch let error as PEFTError {
         if step["right"]?.string?.hasPrefix("refused") == true { continue }
@@ -109,7 +110,7 @@ struct ConformanceSteps {
     for key in ["r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern"] {
       #expect(made.config.object[key] == value[key], "\(place): \(key)")
     }
-    let parts = try LoRAParts(CombinationSource(made.state, weight: 1))
+    let parts = try LoRAParts(CombinationSource(made.values, weight: 1))
     for path in parts.paths {
       let key = "base_model.model.\(path)"
       let part = try #require(parts.modules[path])

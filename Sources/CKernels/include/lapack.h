@@ -16,6 +16,14 @@ int pk_sgeqrf(int m, int n, float *a, int lda, float *tau, float *work, int lwor
 /// The first n columns of Q from its Householder form.
 int pk_sorgqr(int m, int n, int k, float *a, int lda, const float *tau, float *work, int lwork);
 
+/// The same three in double precision.
+int pk_dgesdd(char job, int m, int n, double *a, int lda, double *s, double *u, int ldu, double *vt, int ldvt, double *work, int lwork,
+              int *iwork);
+int pk_dgeqrf(int m, int n, double *a, int lda, double *tau, double *work, int lwork);
+int pk_dorgqr(int m, int n, int k, double *a, int lda, const double *tau, double *work, int lwork);
+/// C = op(A) op(B) in double precision, column-major.
+void pk_dgemm(char ta, char tb, int m, int n, int k, const double *a, int lda, const double *b, int ldb, double *c, int ldc);
+
 #pragma clang assume_nonnull end
 
 #endif

@@ -91,7 +91,9 @@ struct Combine: ParsableCommand {
     var result = Combination(
       .svd, density: density, svdRank: svdRank, svdClamp: svdClamp, seed: seed,
       compatibility: compatibility)
-    do { result.kind = try Combination.Kind(name: type) } catch { throw error.located(at: "--type") }
+    do { result.kind = try Combination.Kind(name: type) } catch {
+      throw error.located(at: "--type")
+    }
     do {
       result.majoritySign = try Combination.MajoritySign(name: majoritySignMethod)
     } catch {

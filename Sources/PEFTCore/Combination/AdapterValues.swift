@@ -11,7 +11,7 @@ public struct AdapterValues: Sendable {
   public var config: JSONObject
   /// The tensors by key, in model order or the file's.
   public var tensors: [(key: String, value: Tensor)]
-  /// Scalings by module path, where they are not those of the config.
+  /// Scalings by the module path of keys, where they are not those of the config.
   public var scalings: [String: Double]
 
   /// Creates a state.
@@ -73,9 +73,9 @@ extension PeftModel {
   public func values(of adapter: String) throws(PEFTError) -> AdapterValues {
     let record = try record(adapter)
     var scalings: [String: Double] = [:]
-    for (path, layer) in layers(of: record) {
-      if let layer = layer as? any ScaledLayer, layer.scaling != layer.configuredScaling {
-        scalings[path] = layer.scaling
+    for layer in try adaptedLayers(of: adapter) {
+      if let scaled = layer.layer as? any ScaledLayer, scaled.scaling != scaled.configuredScaling {
+        scalings[layer.filePath] = scaled.scaling
       }
     }
     return AdapterValues(
@@ -113,7 +113,7 @@ extension PeftModel {
   ) throws(PEFTError) {
     var values: [String: Tensor] = [:]
     for tensor in state.tensors { values[tensor.key] = tensor.value }
-    let adapted = Set(record.sites.map { hosts[$0].path })
+    let adapted = Set(record.sites.map { filePath($0, record) })
     for tensor in try tensors(of: record.name) {
       guard let value = values.removeValue(forKey: tensor.key) else {
         let isOfLayer = adapted.contains { tensor.key.hasPrefix("base_model.model.\($0).") }
@@ -138,13 +138,6 @@ extension PeftModel {
         .unexpectedTensor,
         "the new adapter '\(record.name)' has no place for '\(key)'",
         remedy: "The adapters were made for another base model.")
-    }
-  }
-
-  func layers(of record: AdapterRecord) -> [(path: String, layer: any TunerLayer)] {
-    record.sites.compactMap { place in
-      let (path, host) = hosts[place]
-      return (host.adapters as? AdapterStack)?.layer(record.name).map { (path, $0) }
     }
   }
 }

@@ -43,7 +43,8 @@ extension Combination {
     let first = parts[0].factors
     for part in parts.dropFirst() {
       let other = part.factors
-      guard (other.outputs, other.inputs, other.groups) == (first.outputs, first.inputs, first.groups)
+      guard
+        (other.outputs, other.inputs, other.groups) == (first.outputs, first.inputs, first.groups)
       else {
         throw PEFTError(
           .shapeMismatch,

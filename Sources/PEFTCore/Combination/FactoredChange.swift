@@ -89,31 +89,17 @@ public struct FactoredChange: Sendable {
       .stackingRows(rows), .stackingColumns([b, .zeros([outputs, more])]), groups: groups)
   }
 
-  /// The singular values and vectors of each group's product.
-  ///
-  /// Costs (outputs + inputs)·rank², since only a matrix of the size of the rank is decomposed: with
-  /// B = Q·R and Aᵀ = P·T, B·A = Q·(R·Tᵀ)·Pᵀ.
+  /// The singular values and vectors of each group's product, which is not made.
   ///
   /// - Throws: ``PEFTError`` `numericalFailure` when a factor is not finite.
   public func decomposed() throws(PEFTError) -> [Decomposition] {
     var result: [Decomposition] = []
     for group in 0..<groups {
       let (a, b) = (aBlock(group), bBlock(group))
-      let left = try LAPACK.qr(b.slice, m: b.rows, n: groupRank)
-      let right = try LAPACK.qr(a.transposed().slice, m: inputs, n: groupRank)
-      let (m, n) = (min(b.rows, groupRank), min(inputs, groupRank))
-      let core = MutableSlice<Float>(count: m * n)
-      BLAS.gemm(
-        .no, .yes, m: m, n: n, k: groupRank, left.r.readOnly, right.r.readOnly, into: core)
-      let small = try LAPACK.svd(core.readOnly, m: m, n: n)
-      let k = small.rank
-      let u = Tensor.filled([b.rows, k]) {
-        BLAS.gemm(.no, .no, m: b.rows, n: k, k: m, left.q.readOnly, small.u.readOnly, into: $0)
-      }
-      let vt = Tensor.filled([k, inputs]) {
-        BLAS.gemm(.no, .yes, m: k, n: inputs, k: n, small.vt.readOnly, right.q.readOnly, into: $0)
-      }
-      result.append(Decomposition(u: u, s: small.s.array, vt: vt))
+      result.append(
+        Decomposition(
+          try LAPACK.svd(b.slice, times: a.slice, m: b.rows, r: groupRank, n: inputs), m: b.rows,
+          n: inputs))
     }
     return result
   }
@@ -128,35 +114,27 @@ public struct Decomposition: Sendable {
   /// `[k, n]`.
   public let vt: Tensor
 
-  init(u: Tensor, s: [Float], vt: Tensor) {
-    var signs = [Float](repeating: 1, count: s.count)
-    let values = u.scalars
-    for column in s.indices {
-      var largest: Float = 0
-      for row in 0..<u.rows {
-        let value = values[row * s.count + column]
-        if value.magnitude > largest.magnitude { largest = value }
-      }
-      if largest < 0 { signs[column] = -1 }
-    }
-    self.u = u.scalingColumns(by: Tensor(shape: [s.count], scalars: signs))
-    self.s = s
-    self.vt = Self.scalingRows(vt, signs)
+  init(_ found: SingularValues, m: Int, n: Int) {
+    u = Tensor(shape: [m, found.rank], slice: found.u.readOnly)
+    s = found.s.array
+    vt = Tensor(shape: [found.rank, n], slice: found.vt.readOnly)
   }
 
   /// Decomposes groups of rows of a matrix.
   ///
   /// - Throws: ``PEFTError`` `numericalFailure` when the matrix is not finite.
   public static func groups(_ matrix: Tensor, count: Int) throws(PEFTError) -> [Decomposition] {
-    let rows = matrix.rows / count
+    let (rows, columns) = (matrix.rows / count, matrix.columns)
     var result: [Decomposition] = []
     for group in 0..<count {
-      let block = matrix.rowRange(group * rows..<(group + 1) * rows)
-      let found = try LAPACK.svd(block.slice, m: rows, n: matrix.columns)
+      let block = matrix.rowRange(group * rows..<(group + 1) * rows).slice
+      // Double precision takes twice as long, which counts for large matrices.
+      let isSmall = rows * columns <= 1 << 20
       result.append(
         Decomposition(
-          u: Tensor(shape: [rows, found.rank], slice: found.u.readOnly), s: found.s.array,
-          vt: Tensor(shape: [found.rank, matrix.columns], slice: found.vt.readOnly)))
+          isSmall
+            ? try LAPACK.preciseSVD(block, m: rows, n: columns)
+            : try LAPACK.svd(block, m: rows, n: columns), m: rows, n: columns))
     }
     return result
   }
@@ -214,11 +192,11 @@ public struct Decomposition: Sendable {
   /// The same decomposition with other signs of the vectors.
   func flipped(_ signs: [Float]) -> Decomposition {
     Decomposition(
-      unchanged: u.scalingColumns(by: Tensor(shape: [s.count], scalars: signs)), s: s,
+      u: u.scalingColumns(by: Tensor(shape: [s.count], scalars: signs)), s: s,
       vt: Self.scalingRows(vt, signs))
   }
 
-  private init(unchanged u: Tensor, s: [Float], vt: Tensor) {
+  private init(u: Tensor, s: [Float], vt: Tensor) {
     self.u = u
     self.s = s
     self.vt = vt
@@ -226,11 +204,6 @@ public struct Decomposition: Sendable {
 }
 
 extension Tensor {
-  /// Some columns of a matrix, copied, without a graph.
-  func columnRange(_ range: Range<Int>) -> Tensor {
-    transposed().rowRange(range).transposed()
-  }
-
   /// Matrices with equally many rows side by side, without a graph.
   static func stackingColumns(_ tensors: [Tensor]) -> Tensor {
     if tensors.count == 1 { return tensors[0].detached }

@@ -13,6 +13,10 @@ public protocol FactoredLayer: TunerLayer {
 public struct AdaptedLayer {
   /// The host's path.
   public let path: String
+  /// The path that the keys of files have for it.
+  public let filePath: String
+  /// The path that the config's patterns apply to.
+  public let target: String
   /// The host.
   public let host: any AdapterHost
   /// The adapter's layer.
@@ -20,9 +24,9 @@ public struct AdaptedLayer {
   /// The host's weight without any adapter.
   public let base: any WeightMatrix
 
-  /// ΔW in full, as the host stores its weight, `[base.rows, base.columns]`.
+  /// ΔW in full, `[base.rows, base.columns]`: a row for each output, an embedding's for each token.
   ///
-  /// - Throws: ``PEFTError`` when the layer has no such change.
+  /// - Throws: ``PEFTError`` when the change is none of the weight.
   public func fullChange() throws(PEFTError) -> Tensor {
     var change = Tensor.zeros([base.rows, base.columns])
     do {
@@ -31,6 +35,25 @@ public struct AdaptedLayer {
       throw error.located(at: path)
     }
     return change
+  }
+
+  /// A layer of another tuner for the same host, which stays off it, to learn what its parameters are.
+  ///
+  /// - Parameters:
+  ///   - tuner: The other tuner.
+  ///   - config: Settings of that.
+  /// - Throws: ``PEFTError`` when it has no layer for the host.
+  public func sibling<Other: Tuner>(
+    of tuner: Other.Type, _ config: Other.Config
+  ) throws(PEFTError) -> any TunerLayer {
+    let site = AdapterSite(
+      host: host, path: path, target: target, adapter: "sibling", config: config, seed: 0)
+    for dispatcher in tuner.dispatchers {
+      if let made = try dispatcher.makeLayer(for: site) { return made }
+    }
+    throw PEFTError(
+      .unsupported, "\(tuner.peftType) has no layer for \(host.typeName)", at: path,
+      remedy: "Supported: \(tuner.dispatchers.map(\.supports).joined(separator: ", ")).")
   }
 }
 
@@ -44,7 +67,9 @@ extension PeftModel {
       let (path, host) = hosts[place]
       guard let layer = (host.adapters as? AdapterStack)?.layer(adapter) else { return nil }
       return AdaptedLayer(
-        path: path, host: host, layer: layer, base: originalParameters(of: host).matrix)
+        path: path, filePath: filePath(place, record),
+        target: enclosing[place].map { hosts[$0.owner].path } ?? path, host: host, layer: layer,
+        base: originalParameters(of: host).matrix)
     }
   }
 }

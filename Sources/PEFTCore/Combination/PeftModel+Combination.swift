@@ -54,12 +54,13 @@ extension PeftModel {
   /// The untouched weights of the base, whatever is merged.
   var baseWeights: BaseWeights {
     BaseWeights { [self] (path, outputs, inputs, isEmbedding) throws(PEFTError) in
-      guard let host = hosts.first(where: { $0.path == path })?.host else {
+      let place = path.replacing(".base_layer.", with: ".")
+      guard let host = hosts.first(where: { $0.path == place })?.host else {
         throw PEFTError(.noMatchingModule, "the base model has no module '\(path)'")
       }
       let stored = originalParameters(of: host).matrix.dequantized()
       return try BaseWeights.oriented(
-        stored, outputs: outputs, inputs: inputs, isTransposed: host is Embedding ? true : nil,
+        stored, outputs: outputs, inputs: inputs, isTransposed: host is Embedding,
         at: path)
     }
   }

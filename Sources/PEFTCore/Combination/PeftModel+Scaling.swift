@@ -63,12 +63,13 @@ extension PeftModel {
         throw PEFTError(
           .invalidState, "the adapter '\(adapter)' is merged", remedy: "Unmerge it first.")
       }
-      for (path, layer) in layers(of: try record(adapter)) {
-        guard let layer = layer as? any ScaledLayer else {
+      for layer in try adaptedLayers(of: adapter) {
+        guard let scaled = layer.layer as? any ScaledLayer else {
           throw PEFTError(
-            .unsupported, "the adapter '\(adapter)' has no scaling that can be changed", at: path)
+            .unsupported, "the adapter '\(adapter)' has no scaling that can be changed",
+            at: layer.path)
         }
-        found.append(layer)
+        found.append(scaled)
       }
     }
     found.forEach(change)

@@ -35,23 +35,27 @@ extension LoRACombiner {
     return config
   }
 
-  /// The rank of most modules, and a pattern for the others.
-  static func pattern(_ ranks: [String: Int]) -> (rank: Int, pattern: SuffixPatterns) {
+  /// A rank, that of most modules unless given, and a pattern for the others.
+  static func pattern(
+    _ ranks: [String: Int], mostly given: Int? = nil
+  ) -> (rank: Int, pattern: SuffixPatterns) {
     var counts: [Int: Int] = [:]
     for rank in ranks.values { counts[rank, default: 0] += 1 }
-    let rank = counts.max { ($0.value, $0.key) < ($1.value, $1.key) }!.key
+    let most = counts.max { ($0.value, $0.key) < ($1.value, $1.key) }?.key
+    let rank = given ?? most ?? 1
     var listed = ranks.filter { $0.value != rank }
-    // Keys match the ends of names, so a short one may catch modules that it is not meant for.
-    // Longer ones come first; a module that is caught gets a line of its own.
-    if !listed.isEmpty {
-      for path in ranks.keys.sorted() where listed[path] == nil {
-        if listed.keys.contains(where: { path.hasSuffix("." + $0) }) { listed[path] = rank }
-      }
+    // Keys match the ends of names, so a short one may catch modules that it is not meant for:
+    // these get a line of their own.
+    for path in ranks.keys where listed[path] == nil {
+      if listed.keys.contains(where: { path.hasSuffix("." + $0) }) { listed[path] = rank }
     }
-    let ordered = listed.sorted {
-      ($1.key.utf8.count, $0.key) < ($0.key.utf8.count, $1.key)
-    }
-    return (rank, SuffixPatterns(ordered.map { .init($0.key, Double($0.value)) }))
+    return (rank, ordered(listed))
+  }
+
+  /// A pattern with a line for each module; the first match counts, so longer names come first.
+  static func ordered(_ ranks: [String: Int]) -> SuffixPatterns {
+    let lines = ranks.sorted { ($1.key.utf8.count, $0.key) < ($0.key.utf8.count, $1.key) }
+    return SuffixPatterns(lines.map { .init($0.key, Double($0.value)) })
   }
 
   /// The targets of the new adapter: those of all.
@@ -64,6 +68,7 @@ extension LoRACombiner {
       }
     }
     if Set(isText).count > 1 {
+      if isExact { return exactTargets }
       throw PEFTError(
         .invalidConfiguration,
         "all adapter configs should follow the same target modules type. Combining adapters with "
@@ -100,6 +105,7 @@ extension LoRACombiner {
   /// An expression that matches the modules one by one.
   private var exactTargets: TargetSelection {
     let names = Set(paths.map(LoRAParts.configPath)).sorted()
-    return TargetSelection(.regex(names.map { $0.replacing(".", with: "\\.") }.joined(separator: "|")))
+    return TargetSelection(
+      .regex(names.map { $0.replacing(".", with: "\\.") }.joined(separator: "|")))
   }
 }

@@ -49,7 +49,8 @@ extension LoRACombiner {
       }
       guard magnitude.count == weight.rows else {
         throw PEFTError(
-          .shapeMismatch, "lora_magnitude_vector has shape \(magnitude.shape), \(weight.rows) "
+          .shapeMismatch,
+          "lora_magnitude_vector has shape \(magnitude.shape), \(weight.rows) "
             + "elements were expected", at: path)
       }
       let changed = weight + part.factors.product(scale: part.scaling)

@@ -165,7 +165,7 @@ struct LoRACombiner {
           remedy: "Convert it to plain LoRA first.")
       }
     }
-    for key in ["layer_replication", "trainable_token_indices"] {
+    for key in ["layer_replication", "trainable_token_indices", "enable_lora"] {
       let values = adapters.map { $0.config[key] ?? .null }
       if values.contains(where: { $0 != values[0] }) {
         throw PEFTError(

@@ -17,7 +17,7 @@ public struct LoRAConversion: Sendable {
   /// The settings; the scaling is 1 everywhere.
   public let config: LoRAConfig
   /// Settings and values, to be saved or added to a model.
-  public let state: AdapterValues
+  public let values: AdapterValues
   /// The rank of each module by path.
   public let ranks: [String: Int]
   /// What may not have been meant.
@@ -47,28 +47,29 @@ extension PeftModel {
         "Converting a PEFT adapter to LoRA that is already a LoRA adapter. There is typically no "
           + "need for that.")
     }
-    var tensors: [(key: String, value: Tensor)] = []
-    var ranks: [(path: String, rank: Int)] = []
-    for layer in try adaptedLayers(of: adapter) {
-      do {
-        let converted = try Self.convert(layer, rank)
-        ranks.append((layer.path, converted.rank))
-        tensors += converted.tensors.map { ("base_model.model.\(layer.path).\($0.key)", $0.value) }
-      } catch {
+    let layers = try adaptedLayers(of: adapter)
+    var changes: [DecomposedLayer] = []
+    for layer in layers {
+      do { changes.append(try DecomposedLayer(layer, rank)) } catch {
         throw error.located(at: layer.path)
       }
     }
-    let layerKeys = Set(
-      try adaptedLayers(of: adapter).flatMap { layer in
-        layer.layer.parameters.map { "base_model.model.\(layer.path).\($0.suffix)" }
+    // Layers that share a line of the config have one rank.
+    var ranks: [String: Int] = [:]
+    for change in changes { ranks[change.target] = max(ranks[change.target] ?? 0, change.rank) }
+    var tensors = changes.flatMap { $0.tensors(rank: ranks[$0.target]!) }
+    let own = Set(
+      layers.flatMap { layer in
+        layer.layer.parameters.map { "base_model.model.\(layer.filePath).\($0.suffix)" }
       })
-    for tensor in try self.tensors(of: adapter) where !layerKeys.contains(tensor.key) {
+    for tensor in try self.tensors(of: adapter) where !own.contains(tensor.key) {
       tensors.append((tensor.key, tensor.parameter.value))
     }
     let config = Self.loraConfig(like: source, rank, ranks)
     return LoRAConversion(
-      config: config, state: AdapterValues(name: adapter, config: config.object, tensors: tensors),
-      ranks: Dictionary(uniqueKeysWithValues: ranks.map { ($0.path, $0.rank) }),
+      config: config, values: AdapterValues(name: adapter, config: config.object, tensors: tensors),
+      ranks: Dictionary(
+        uniqueKeysWithValues: zip(layers, changes).map { ($0.path, ranks[$1.target]!) }),
       warnings: warnings)
   }
 
@@ -81,7 +82,7 @@ extension PeftModel {
     // What was converted is LoRA, whether or not the model's registry knows it.
     var registry = TunerRegistry()
     registry.register(LoRATuner.self)
-    try conversion.state.save(path, registry: registry)
+    try conversion.values.save(path, registry: registry)
     return conversion
   }
 
@@ -115,87 +116,82 @@ extension PeftModel {
     }
   }
 
-  private static func convert(
-    _ layer: AdaptedLayer, _ wanted: LoRAConversion.Rank
-  ) throws(PEFTError) -> (rank: Int, tensors: [(key: String, value: Tensor)]) {
-    // A layer of LoRA tells the names and shapes of its factors.
-    let model: any TunerLayer
-    let groups: [Decomposition]
-    if let low = layer.layer as? any FactoredLayer {
-      model = low
-      groups = try low.change.decomposed()
+  private static func loraConfig(
+    like source: any TunerConfig, _ rank: LoRAConversion.Rank,
+    _ ranks: [String: Int]
+  ) -> LoRAConfig {
+    var config = LoRAConfig(rank: 1, alpha: 1, targets: source.targets)
+    switch rank {
+    case .fixed(let rank):
+      (config.rank, config.rankPattern) = LoRACombiner.pattern(ranks, mostly: rank)
+    case .energy:
+      // As peft has it: a line for each module.
+      config.rankPattern = LoRACombiner.ordered(ranks)
+    }
+    config.alpha = Double(config.rank)
+    config.alphaPattern = config.rankPattern
+    config.taskType = source.taskType
+    config.baseModel = source.baseModel
+    config.modulesToSave = source.modulesToSave
+    return config
+  }
+}
+
+/// A layer's change, decomposed, with what is to become of it.
+private struct DecomposedLayer {
+  let filePath: String
+  let target: String
+  /// A LoRA layer of the host, for names and shapes.
+  private let model: any TunerLayer
+  private let groups: [Decomposition]
+  private let groupRank: Int
+
+  /// The rank that is wanted here.
+  var rank: Int { groupRank * groups.count }
+
+  init(_ layer: AdaptedLayer, _ wanted: LoRAConversion.Rank) throws(PEFTError) {
+    filePath = layer.filePath
+    target = layer.target
+    let shapes: FactoredChange
+    if let factored = layer.layer as? any FactoredLayer {
+      model = factored
+      shapes = try factored.change
+      groups = try shapes.decomposed()
     } else {
-      model = try prototype(layer)
-      let shapes = try factors(of: model)
+      model = try layer.sibling(of: LoRATuner.self, LoRAConfig(rank: 1, alpha: 1))
+      shapes = try FactoredChange(
+        a: model.parameters[0].parameter.value, b: model.parameters[1].parameter.value)
       let change = try BaseWeights.oriented(
         try layer.fullChange(), outputs: shapes.outputs, inputs: shapes.inputs,
-        isTransposed: layer.host is Embedding ? true : nil, at: layer.path)
+        isTransposed: layer.host is Embedding, at: layer.path)
       groups = try Decomposition.groups(change, count: 1)
     }
-    let shapes = try factors(of: model)
     let most = min(shapes.outputs / groups.count, shapes.inputs)
-    let groupRank: Int
+    let count = groups.count
     switch wanted {
-    case .fixed(let rank): groupRank = (rank + groups.count - 1) / groups.count
+    case .fixed(let rank): groupRank = (rank + count - 1) / count
     case .energy(let share):
       groupRank = groups.map { Decomposition.rank(forEnergy: share, of: $0.s) }.max() ?? 1
     }
     guard groupRank <= most else {
       throw PEFTError(
         .invalidConfiguration,
-        "The chosen rank \(groupRank * groups.count) is larger than the weight shape "
-          + "(\(most * groups.count)), please choose a lower rank.")
+        "The chosen rank \(groupRank * count) is larger than the weight shape (\(most * count)), "
+          + "please choose a lower rank.")
     }
-    let found = Decomposition.factors(groups, groupRank: groupRank)
+  }
+
+  /// The factors under their keys.
+  func tensors(rank: Int) -> [(key: String, value: Tensor)] {
+    let found = Decomposition.factors(groups, groupRank: rank / groups.count)
     let (a, b) = (model.parameters[0], model.parameters[1])
-    return (
-      found.rank,
-      [
-        (a.suffix, found.a.reshaped([found.rank] + a.parameter.shape.dropFirst())),
-        (
-          b.suffix,
-          found.b.reshaped([found.outputs, groupRank] + b.parameter.shape.dropFirst(2))
-        ),
-      ]
-    )
-  }
-
-  private static func factors(of layer: any TunerLayer) throws(PEFTError) -> FactoredChange {
-    try FactoredChange(
-      a: layer.parameters[0].parameter.value, b: layer.parameters[1].parameter.value)
-  }
-
-  /// A LoRA layer of rank 1 for a host, which stays off it.
-  private static func prototype(_ layer: AdaptedLayer) throws(PEFTError) -> any TunerLayer {
-    let site = AdapterSite(
-      host: layer.host, path: layer.path, adapter: "conversion",
-      config: LoRAConfig(rank: 1, alpha: 1))
-    for dispatcher in LoRATuner.dispatchers {
-      if let made = try dispatcher.makeLayer(for: site) { return made }
-    }
-    throw PEFTError(
-      .unsupported, "LoRA has no layer for \(layer.host.typeName), so the change cannot be converted"
-    )
-  }
-
-  private static func loraConfig(
-    like source: any TunerConfig, _ rank: LoRAConversion.Rank,
-    _ ranks: [(path: String, rank: Int)]
-  ) -> LoRAConfig {
-    var config = LoRAConfig(rank: 1, alpha: 1, targets: source.targets)
-    var listed = ranks
-    if case .fixed(let rank) = rank {
-      config.rank = rank
-      config.alpha = Double(rank)
-      listed.removeAll { $0.rank == rank }
-    }
-    // A key matches the ends of names, so longer ones come first.
-    listed.sort { ($1.path.utf8.count, $0.path) < ($0.path.utf8.count, $1.path) }
-    config.rankPattern = SuffixPatterns(listed.map { .init($0.path, Double($0.rank)) })
-    config.alphaPattern = config.rankPattern
-    config.taskType = source.taskType
-    config.baseModel = source.baseModel
-    config.modulesToSave = source.modulesToSave
-    return config
+    let place = "base_model.model.\(filePath)"
+    return [
+      ("\(place).\(a.suffix)", found.a.reshaped([found.rank] + a.parameter.shape.dropFirst())),
+      (
+        "\(place).\(b.suffix)",
+        found.b.reshaped([found.outputs, found.groupRank] + b.parameter.shape.dropFirst(2))
+      ),
+    ]
   }
 }
