@@ -62,12 +62,12 @@ struct CombinationGoldenTests {
     ("dora2", "a", "cat"),
   ])
   func addsMagnitudes(_ first: String, _ second: String, _ kind: String) throws {
+    let entry: JSONValue = [
+      "adapters": [.string(first), .string(second)], "weights": [0.7, -0.4],
+      "combination_type": .string(kind),
+    ]
     let golden = CombinationCase(
-      name: "\(first)-\(second)",
-      entry: JSONObject([
-        ("adapters", [.string(first), .string(second)]), ("weights", [0.7, -0.4]),
-        ("combination_type", .string(kind)),
-      ]))
+      name: "\(first)-\(second)", entry: try #require(entry.object))
     let made = try golden.combine(.exact).state
     #expect(made.config["use_dora"] == true)
     try golden.expectExact(made)
