@@ -46,22 +46,24 @@ public struct AdapterValues: Sendable {
   /// - Parameters:
   ///   - path: The folder.
   ///   - registry: Knows the method, whose config is written.
+  ///   - isTransformersModel: Whether the base is a model of transformers, which the card says.
   ///   - card: Text of `README.md` after the front matter.
   /// - Throws: ``PEFTError`` when the config is not one of a registered method or a file cannot be written.
   public func save(
-    _ path: String, registry: TunerRegistry, card: String? = nil
+    _ path: String, registry: TunerRegistry, isTransformersModel: Bool = true, card: String? = nil
   ) throws {
     let typed = try registry.config(config)
-    var object = typed.object
-    object["inference_mode"] = true
-    let items = tensors.map { SafetensorsItem($0.key, $0.value) }
+    let table = try table
     try FileSystem.writeDirectory(path) { folder in
-      try SafetensorsWriter.write(items, to: FileSystem.join(folder, AdapterFolder.weightsName))
-      try FileSystem.write(
-        FileSystem.join(folder, AdapterFolder.configName),
-        JSONValue.object(object).text(.indented, sortedKeys: true))
-      try FileSystem.write(
-        FileSystem.join(folder, "README.md"), ModelCard(config: typed, body: card).text)
+      try AdapterFolder.write(
+        table, config: typed, isTransformersModel: isTransformersModel, card: card, into: folder)
+    }
+  }
+
+  var table: TensorTable {
+    get throws(PEFTError) {
+      try TensorTable(
+        tensors.map { ($0.key, $0.value) }, path: "the values of '\(name)'")
     }
   }
 }
@@ -98,9 +100,12 @@ extension PeftModel {
   public func add(
     _ name: String, _ state: AdapterValues, allowingFresh: Bool = false
   ) throws(PEFTError) -> TargetReport {
-    let report = try add(name, any: try registry.config(state.config), seed: 0)
+    let report = try add(
+      name, any: try registry.config(state.config), seed: 0, stateKeys: nil,
+      isLoading: !allowingFresh)
     do throws(PEFTError) {
-      try assign(state, to: try record(name), allowingFresh: allowingFresh)
+      let loaded = try loadTensors(try state.table, into: name, strict: false)
+      try check(loaded, of: try record(name), allowingFresh: allowingFresh)
     } catch {
       try delete(name)
       throw error
@@ -108,35 +113,19 @@ extension PeftModel {
     return report
   }
 
-  private func assign(
-    _ state: AdapterValues, to record: AdapterRecord, allowingFresh: Bool
+  private func check(
+    _ loaded: LoadReport, of record: AdapterRecord, allowingFresh: Bool
   ) throws(PEFTError) {
-    var values: [String: Tensor] = [:]
-    for tensor in state.tensors { values[tensor.key] = tensor.value }
-    let adapted = Set(record.sites.map { filePath($0, record) })
-    for tensor in try tensors(of: record.name) {
-      guard let value = values.removeValue(forKey: tensor.key) else {
-        let isOfLayer = adapted.contains { tensor.key.hasPrefix("base_model.model.\($0).") }
-        if isOfLayer, !allowingFresh {
-          throw PEFTError(
-            .missingTensor, "the new adapter '\(record.name)' has no values for '\(tensor.key)'",
-            remedy: "Its target modules match more modules than the adapters that it comes from.")
-        }
-        continue
-      }
-      guard value.shape == tensor.parameter.shape else {
-        throw PEFTError(
-          .shapeMismatch,
-          "'\(tensor.key)' of the new adapter '\(record.name)' has shape \(value.shape), the model "
-            + "needs \(tensor.parameter.shape)",
-          remedy: "The adapters were made for another base model.")
-      }
-      tensor.parameter.assign(value)
-    }
-    if let key = values.keys.min() {
+    let adapted = record.sites.map { "\(Self.filePrefix)\(filePath($0, record))." }
+    let missing = loaded.missing.first { key in adapted.contains { key.hasPrefix($0) } }
+    if let missing, !allowingFresh {
       throw PEFTError(
-        .unexpectedTensor,
-        "the new adapter '\(record.name)' has no place for '\(key)'",
+        .missingTensor, "the new adapter '\(record.name)' has no values for '\(missing)'",
+        remedy: "Its target modules match more modules than the adapters that it comes from.")
+    }
+    if let key = loaded.unexpected.min() {
+      throw PEFTError(
+        .unexpectedTensor, "the new adapter '\(record.name)' has no place for '\(key)'",
         remedy: "The adapters were made for another base model.")
     }
   }

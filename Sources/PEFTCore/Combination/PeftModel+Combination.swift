@@ -67,6 +67,6 @@ extension PeftModel {
 
   /// A host's parameters as they were before any adapter was merged.
   func originalParameters(of host: any AdapterHost) -> HostParameters {
-    (host.adapters as? AdapterStack)?.originalParameters ?? host.parameters
+    (host.adapters as? AdapterStack)?.original ?? host.parameters
   }
 }

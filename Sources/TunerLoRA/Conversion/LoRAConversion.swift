@@ -82,7 +82,8 @@ extension PeftModel {
     // What was converted is LoRA, whether or not the model's registry knows it.
     var registry = TunerRegistry()
     registry.register(LoRATuner.self)
-    try conversion.values.save(path, registry: registry)
+    try conversion.values.save(
+      path, registry: registry, isTransformersModel: !info.modelType.isEmpty)
     return conversion
   }
 
