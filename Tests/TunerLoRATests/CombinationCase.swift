@@ -31,9 +31,10 @@ struct CombinationCase: CustomTestStringConvertible, Sendable {
 
   static func adapter(_ name: String) throws -> AdapterValues {
     // From the config and the tensors: LoRA alone does not read a DoRA config.
-    var state = try AdapterValues(folder: AdapterFolder(path("adapters/\(name)")))
-    state.name = name
-    return state
+    let folder = try AdapterFolder(path("adapters/\(name)"))
+    return AdapterValues(
+      name: name, config: folder.config,
+      tensors: try folder.tensors.names.map { ($0, try folder.tensors.tensor($0)) })
   }
 
   var kind: String { entry["combination_type"]?.string ?? "" }

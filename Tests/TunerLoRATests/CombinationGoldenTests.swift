@@ -132,7 +132,7 @@ struct CombinationGoldenTests {
     let folder = try TemporaryFolder()
     try made.save(folder("new"), registry: registry)
     #expect(folder.names == ["new"])
-    let read = try AdapterValues(folder: AdapterFolder(folder("new")))
+    let read = try AdapterValues(folder: AdapterFolder(folder("new")), registry: registry)
     #expect(read.tensors.count == made.tensors.count)
     for (key, value) in made.tensors { #expect(read[key]?.scalars == value.scalars) }
     let config = try LoRAConfig(read.config)
@@ -185,6 +185,13 @@ struct CombinationGoldenTests {
           $0.key.hasSuffix("linear.lora_A.weight") ? ($0.key, Tensor.zeros([4, 8])) : $0
         }
       }, "linear: changes of shapes [7, 9] and [7, 8]")
+    try expect(
+      {
+        $0[1].state.tensors = $0[1].state.tensors.map {
+          $0.key.hasSuffix("linear.lora_B.weight")
+            ? ($0.key, Tensor(repeating: .nan, shape: $0.value.shape)) : $0
+        }
+      }, "'linear' has values that are not finite")
     try expect({ $0 = [] }, "Found no adapter matching the names in []")
     var combination = Combination(.svd, svdRank: 0)
     try expect({ _ in }, "'svd_rank' is 0", combination)

@@ -90,6 +90,18 @@ struct CombinationModelTests {
     try expect("Density should be >= 0, got -1.0") {
       try peft.combine(["a", "b"], weights: [1, 1], into: "new", Combination(.ties, density: -1))
     }
+    try expect("'density' is missing, combination_type dare_ties needs it") {
+      try peft.combine(["a", "b"], weights: [1, 1], into: "new", Combination(.dareTIES))
+    }
+    try expect("All adapters must have the same r value") {
+      try peft.combine([], weights: [], into: "new", Combination(.linear))
+    }
+    try expect("Found no adapter matching the names in []") {
+      try peft.combine([], weights: [], into: "new")
+    }
+    try expect("the weight of 'b' is nan") {
+      try peft.combine(["a", "b"], weights: [1, .nan], into: "new")
+    }
     // A state that does not fit the model.
     var state = try peft.values(of: "a")
     let first = state.tensors[0]

@@ -11,7 +11,13 @@ struct Combine: ParsableCommand {
       and magnitude_prune prune first and need --density; with _svd at their end they work on \
       whole changes of weights instead of their factors.
 
+      The result is peft's weighted sum where peft is right, and the sum that its documentation \
+      promises where it is not; --compatibility peft gives peft's numbers in all cases.
+
       No model is loaded. Adapters with magnitudes (DoRA) need the base model's weights: --base.
+
+        peft combine --adapter out/french=0.7 --adapter out/formal=0.4 --type cat --output out/both
+        peft combine --adapter out/a --adapter out/b=-0.5 --type ties --density 0.5 --output out/c
       """)
 
   @Option(
@@ -73,11 +79,8 @@ struct Combine: ParsableCommand {
     var sources: [CombinationSource] = []
     for (path, weight) in named {
       let folder = try AdapterFolder(path)
-      // Settings that this program does not support must not get lost silently.
-      do { _ = try registry.config(folder.config) } catch {
-        throw error.located(at: folder.configPath)
-      }
-      sources.append(CombinationSource(try AdapterValues(folder: folder), weight: weight))
+      sources.append(
+        CombinationSource(try AdapterValues(folder: folder, registry: registry), weight: weight))
     }
     if compatibility == .peft { try Self.refuseSavedModules(sources[0].state) }
     let base = try base.map { try BaseFolder($0, adapters: sources.map(\.state)) }

@@ -27,13 +27,21 @@ public struct AdapterValues: Sendable {
 
   /// Reads a folder.
   ///
-  /// - Throws: ``PEFTError``: a file is missing or malformed, a tensor does not hold floats.
-  public init(folder: AdapterFolder) throws(PEFTError) {
+  /// - Parameters:
+  ///   - folder: The folder.
+  ///   - registry: Knows the method. Settings that it does not support are an error, so that none gets
+  ///     lost silently.
+  /// - Throws: ``PEFTError``: no tuner knows the folder, or a tensor does not hold floats.
+  public init(folder: AdapterFolder, registry: TunerRegistry) throws(PEFTError) {
+    let config: any TunerConfig
+    do { config = try registry.config(of: folder) } catch {
+      throw error.located(at: folder.configPath)
+    }
     var tensors: [(key: String, value: Tensor)] = []
     for name in folder.tensors.names.sorted() {
       tensors.append((name, try folder.tensors.tensor(name)))
     }
-    self.init(name: folder.path, config: folder.config, tensors: tensors)
+    self.init(name: folder.path, config: config.object, tensors: tensors)
   }
 
   /// The tensor of a key.

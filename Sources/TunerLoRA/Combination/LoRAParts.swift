@@ -47,7 +47,7 @@ struct LoRAParts {
   ]
 
   /// - Throws: ``PEFTError``: a config member of the wrong kind, half a pair of factors, factors
-  ///   that have no product, or tensors of another method.
+  ///   that have no product or are not finite, or tensors of another method.
   init(_ source: CombinationSource) throws(PEFTError) {
     let state = source.state
     name = state.name
@@ -96,6 +96,11 @@ struct LoRAParts {
       throw PEFTError(
         .missingTensor, "'\(path)' has no \(tensors[first] == nil ? first : second)", at: name,
         remedy: "The adapter is incomplete.")
+    }
+    if let suffix = tensors.filter({ !$0.value.allFinite }).keys.min() {
+      throw PEFTError(
+        .numericalFailure, "'\(path)' has values that are not finite, in \(suffix)", at: name,
+        remedy: "The adapter seems to be broken.")
     }
     let factors: FactoredChange
     do { factors = try FactoredChange(a: a, b: b) } catch {
