@@ -8,7 +8,7 @@ import Tensors
 /// A is a layer of the host's kind without bias, B a linear layer, or a convolution of size 1 with
 /// the host's groups. What A does to the input is the host's business (``AdapterHost/project(_:by:)``),
 /// and every place of the output is a row, so one class serves them all.
-final class LoRALayer: ScaledLayer, FactoredLayer {
+final class LoRALayer: ScaledLayer {
   /// Rank of the update.
   let rank: Int
   /// s, the factor of B·A.
@@ -107,13 +107,6 @@ final class LoRALayer: ScaledLayer, FactoredLayer {
     // Rows of s·B·A; addProduct multiplies by a transpose, and A is small.
     block.addProduct(
       matrix(b.value).rowRange(rows), matrix(a.value).transposed(), scale: Float(scaling))
-  }
-
-  /// The factors of the change with the scaling in A.
-  var change: FactoredChange {
-    get throws(PEFTError) {
-      try FactoredChange(a: a.value.scaled(by: Float(scaling)), b: b.value)
-    }
   }
 
   var biasDelta: Tensor? { bias?.value.scaled(by: Float(scaling)) }

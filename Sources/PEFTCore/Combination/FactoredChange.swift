@@ -92,12 +92,12 @@ public struct FactoredChange: Sendable {
   /// The singular values and vectors of each group's product, which is not made.
   ///
   /// - Throws: ``PEFTError`` `numericalFailure` when a factor is not finite.
-  public func decomposed() throws(PEFTError) -> [Decomposition] {
-    var result: [Decomposition] = []
+  public func decomposed() throws(PEFTError) -> [SingularDecomposition] {
+    var result: [SingularDecomposition] = []
     for group in 0..<groups {
       let (a, b) = (aBlock(group), bBlock(group))
       result.append(
-        Decomposition(
+        SingularDecomposition(
           try LAPACK.svd(b.slice, times: a.slice, m: b.rows, r: groupRank, n: inputs), m: b.rows,
           n: inputs))
     }
@@ -106,7 +106,7 @@ public struct FactoredChange: Sendable {
 }
 
 /// The singular values and vectors of a matrix, U·diag(S)·Vᵀ.
-public struct Decomposition: Sendable {
+public struct SingularDecomposition: Sendable {
   /// `[m, k]`; the largest component of each column is positive.
   public let u: Tensor
   /// Falling.
@@ -123,15 +123,17 @@ public struct Decomposition: Sendable {
   /// Decomposes groups of rows of a matrix.
   ///
   /// - Throws: ``PEFTError`` `numericalFailure` when the matrix is not finite.
-  public static func groups(_ matrix: Tensor, count: Int) throws(PEFTError) -> [Decomposition] {
+  public static func groups(_ matrix: Tensor, count: Int) throws(PEFTError)
+    -> [SingularDecomposition]
+  {
     let (rows, columns) = (matrix.rows / count, matrix.columns)
-    var result: [Decomposition] = []
+    var result: [SingularDecomposition] = []
     for group in 0..<count {
       let block = matrix.rowRange(group * rows..<(group + 1) * rows).slice
       // Double precision takes twice as long, which counts for large matrices.
       let isSmall = rows * columns <= 1 << 20
       result.append(
-        Decomposition(
+        SingularDecomposition(
           isSmall
             ? try LAPACK.preciseSVD(block, m: rows, n: columns)
             : try LAPACK.svd(block, m: rows, n: columns), m: rows, n: columns))
@@ -158,7 +160,7 @@ public struct Decomposition: Sendable {
   ///
   /// - Parameter rank: Of each group; where it exceeds what there is, the rest is zero.
   public static func factors(
-    _ groups: [Decomposition], groupRank rank: Int
+    _ groups: [SingularDecomposition], groupRank rank: Int
   ) -> FactoredChange {
     var rows: [Tensor] = []
     var columns: [Tensor] = []
@@ -190,8 +192,8 @@ public struct Decomposition: Sendable {
   }
 
   /// The same decomposition with other signs of the vectors.
-  func flipped(_ signs: [Float]) -> Decomposition {
-    Decomposition(
+  func flipped(_ signs: [Float]) -> SingularDecomposition {
+    SingularDecomposition(
       u: u.scalingColumns(by: Tensor(shape: [s.count], scalars: signs)), s: s,
       vt: Self.scalingRows(vt, signs))
   }

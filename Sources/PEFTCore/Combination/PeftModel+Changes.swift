@@ -2,13 +2,6 @@ import NN
 import PEFTSupport
 import Tensors
 
-/// A layer whose change of the weight is a product of two factors, so that it can be decomposed
-/// without being made.
-public protocol FactoredLayer: TunerLayer {
-  /// The factors of ΔW with the scaling in A.
-  var change: FactoredChange { get throws(PEFTError) }
-}
-
 /// One layer of an adapter with the host that it is on.
 public struct AdaptedLayer {
   /// The host's path.
@@ -47,13 +40,9 @@ public struct AdaptedLayer {
     of tuner: Other.Type, _ config: Other.Config
   ) throws(PEFTError) -> any TunerLayer {
     let site = AdapterSite(
-      host: host, path: path, target: target, adapter: "sibling", config: config, seed: 0)
-    for dispatcher in tuner.dispatchers {
-      if let made = try dispatcher.makeLayer(for: site) { return made }
-    }
-    throw PEFTError(
-      .unsupported, "\(tuner.peftType) has no layer for \(host.typeName)", at: path,
-      remedy: "Supported: \(tuner.dispatchers.map(\.supports).joined(separator: ", ")).")
+      host: host, path: path, target: target, adapter: "sibling", config: config, seed: 0,
+      isLoading: true)
+    return try PeftModel.makeLayer(site, TunerRegistry.Entry(tuner: tuner))
   }
 }
 
@@ -63,12 +52,12 @@ extension PeftModel {
   /// - Throws: ``PEFTError`` `invalidAdapter` when there is no such adapter.
   public func adaptedLayers(of adapter: String) throws(PEFTError) -> [AdaptedLayer] {
     let record = try record(adapter)
-    return record.sites.compactMap { place in
+    return record.sites.sorted().compactMap { place in
       let (path, host) = hosts[place]
       guard let layer = (host.adapters as? AdapterStack)?.layer(adapter) else { return nil }
       return AdaptedLayer(
         path: path, filePath: filePath(place, record),
-        target: enclosing[place].map { hosts[$0.owner].path } ?? path, host: host, layer: layer,
+        target: targetPath(place), host: host, layer: layer,
         base: originalParameters(of: host).matrix)
     }
   }

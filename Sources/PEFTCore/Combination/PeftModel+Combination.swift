@@ -26,15 +26,11 @@ extension PeftModel {
     _ combination: Combination = Combination()
   ) throws(PEFTError) -> CombinationReport {
     var report = CombinationReport()
-    if records.contains(where: { $0.name == name }) {
-      guard combination.compatibility == .peft else {
-        throw PEFTError(
-          .invalidAdapter, "Adapter with name '\(name)' already exists.",
-          remedy: "Choose another name for the new adapter, or delete that one first.")
-      }
+    if combination.compatibility == .peft, adapterNames.contains(name) {
       report.isNew = false
       return report
     }
+    try checkNewName(name)
     for adapter in adapters where !records.contains(where: { $0.name == adapter }) {
       throw PEFTError(
         .invalidAdapter, "Adapter \(adapter) does not exist",
