@@ -68,12 +68,14 @@ public final class AdapterStack: HostAdapters {
     _ active: [String], _ input: HostInput, host: any AdapterHost, _ context: ForwardContext
   ) -> Tensor {
     let parameters = active.lazy.compactMap { self.copy($0) }.first ?? host.parameters
-    var sum = host.base(input, parameters)
-    let layers = active.lazy.filter { !self.merged.contains($0) }.compactMap { self.layer($0) }
+    let layers = active.filter { !self.merged.contains($0) }.compactMap { self.layer($0) }
+    let standIns = layers.compactMap(\.standIn)
+    var sum = baseSum(input, parameters, standIns, host)
     // Taken before any layer adds to the sum: what a layer sees must not depend on the order.
     let base =
       layers.contains(where: \.needsBaseOutput)
-      ? original.map { host.base(input, $0) } ?? sum : nil
+      ? original.map { host.base(input, $0) }
+        ?? (standIns.isEmpty ? sum : host.base(input, parameters)) : nil
     for layer in layers {
       layer.contribute(
         LayerCall(
@@ -81,6 +83,25 @@ public final class AdapterStack: HostAdapters {
         to: &sum)
     }
     return sum
+  }
+
+  /// The output of the base with weights that stand in for its own: their differences add up.
+  private func baseSum(
+    _ input: HostInput, _ parameters: HostParameters, _ standIns: [any WeightMatrix],
+    _ host: any AdapterHost
+  ) -> Tensor {
+    guard let first = standIns.first else { return host.base(input, parameters) }
+    func output(_ weight: HostParameters.Weight, bias: Parameter? = nil) -> Tensor {
+      host.base(input, HostParameters(weight: weight, bias: bias))
+    }
+    guard merged.isEmpty else {
+      let own = output((original ?? parameters).weight).scaled(by: -Float(standIns.count))
+      return standIns.reduce(host.base(input, parameters) + own) { $0 + output(.matrix($1)) }
+    }
+    var sum = output(.matrix(first), bias: parameters.bias)
+    guard standIns.count > 1 else { return sum }
+    sum = sum + output(parameters.weight).scaled(by: -Float(standIns.count - 1))
+    return standIns.dropFirst().reduce(sum) { $0 + output(.matrix($1)) }
   }
 
   /// Each sequence with its own adapter: rows of one adapter are computed together.
@@ -129,6 +150,10 @@ public final class AdapterStack: HostAdapters {
   ) -> Tensor {
     let base = copy(name).map { host.base(input, $0) } ?? base.selectRows(rows)
     var sum = base
+    if let standIn = layer(name)?.standIn {
+      sum = host.base(
+        input, HostParameters(weight: .matrix(standIn), bias: host.parameters.bias))
+    }
     layer(name)?.contribute(
       LayerCall(input: input, base: base, host: host, context: context), to: &sum)
     return sum
@@ -148,7 +173,12 @@ public final class AdapterStack: HostAdapters {
     let base = result.matrix
     let matrix = try base.merging { rows, block in
       for name in present {
-        try self.layer(name)!.addDelta(rows: rows, to: &block, base: base)
+        let layer = self.layer(name)!
+        try layer.addDelta(rows: rows, to: &block, base: base)
+        if let standIn = layer.standIn {
+          block = block + standIn.dequantized(rows: rows)
+          block = block + base.dequantized(rows: rows).scaled(by: -1)
+        }
       }
       if checkingFinite, !block.allFinite {
         throw PEFTError(
@@ -163,6 +193,9 @@ public final class AdapterStack: HostAdapters {
     result.isTied = false
     return result
   }
+
+  /// The host's parameters without anything merged into them.
+  func untouched(_ host: any AdapterHost) -> HostParameters { original ?? host.parameters }
 
   func setMerged(_ names: [String], _ parameters: HostParameters, host: any AdapterHost) {
     if original == nil { original = host.parameters }

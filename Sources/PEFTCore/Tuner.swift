@@ -1,5 +1,6 @@
 import NN
 import PEFTSupport
+import Tensors
 
 /// A method of parameter-efficient fine-tuning: its config and how it adapts a layer.
 ///
@@ -23,6 +24,13 @@ public protocol Tuner: Sendable {
 
   /// The targets for a model type when the config names none.
   static func defaultTargets(modelType: String) -> TargetModules?
+
+  /// Prepares a new adapter before its layers are made; the model's adapters are off meanwhile.
+  ///
+  /// The default does nothing.
+  ///
+  /// - Throws: ``PEFTError`` when what the settings ask for cannot be had, as without data.
+  static func prepare(_ plan: inout AdapterPlan) throws(PEFTError)
 }
 
 extension Tuner {
@@ -33,6 +41,9 @@ extension Tuner {
 
   /// The targets for a model type when the config names none.
   public static func defaultTargets(modelType: String) -> TargetModules? { nil }
+
+  /// Does nothing.
+  public static func prepare(_ plan: inout AdapterPlan) throws(PEFTError) {}
 }
 
 /// Makes the adapter layer for a host, if the host is of its kind.
@@ -61,4 +72,9 @@ public struct AdapterSite {
   public let config: any TunerConfig
   /// Seed of the initial values.
   public let seed: UInt64
+  /// The host's parameters without anything merged into them.
+  public let parameters: HostParameters
+  /// Initial values by the suffix of the parameter, where the tuner's preparation or a file fixed
+  /// them.
+  public var initialValues: [String: Tensor] = [:]
 }

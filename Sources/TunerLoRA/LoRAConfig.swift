@@ -30,16 +30,6 @@ public struct LoRAConfig: TunerConfig, Equatable {
   /// Members of the file that have no property here; they are written back.
   public var unknownKeys: JSONObject
 
-  /// How A and B begin, `init_lora_weights`.
-  public enum Initialization: Sendable, Equatable {
-    /// A uniform in ±1/√in, B zero: the adapter starts without effect.
-    case standard
-    /// A normal with deviation 1/r, B zero.
-    case gaussian
-    /// A and B both random: the adapter changes the model from the start.
-    case random
-  }
-
   /// Creates settings; the defaults are peft's.
   public init(
     rank: Int = 8, alpha: Double = 8, dropout: Double = 0,
@@ -63,12 +53,12 @@ public struct LoRAConfig: TunerConfig, Equatable {
   }
 
   /// The keys that a config file or a run may have; others are kept but not understood.
-  public static let knownKeys: [String] = [
-    "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha",
-    "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "init_lora_weights", "bias",
-    "fan_in_fan_out",
-  ]
+  public static let knownKeys: [String] =
+    [
+      "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha",
+      "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+      "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "bias", "fan_in_fan_out",
+    ] + Initialization.keys
 
   /// Reads the members of a config file.
   ///
@@ -88,7 +78,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
     alphaPattern = try Self.patterns("alpha_pattern", &reader)
     usesRSLoRA = try reader.bool("use_rslora") ?? false
     modulesToSave = try reader.strings("modules_to_save") ?? []
-    initialization = try Self.initialization(reader.value("init_lora_weights"))
+    initialization = try Initialization(&reader)
     // A layer finds its own orientation; the key only says how GPT-2 stores its weights.
     _ = try reader.bool("fan_in_fan_out")
     try Self.refuseUnsupported(&reader)
@@ -115,8 +105,9 @@ public struct LoRAConfig: TunerConfig, Equatable {
         "modules_to_save",
         modulesToSave.isEmpty ? .null : .array(modulesToSave.map { .string($0) })
       ),
-      ("init_lora_weights", initializationValue), ("bias", "none"), ("fan_in_fan_out", false),
+      ("bias", "none"), ("fan_in_fan_out", false),
     ]
+    members += initialization.members
     return JSONObject(members + unknownKeys.members.map { ($0.key, $0.value) })
   }
 
@@ -126,8 +117,13 @@ public struct LoRAConfig: TunerConfig, Equatable {
   ///   - path: The module's path, which patterns are matched against.
   ///   - rank: Its rank.
   func scaling(_ path: String, rank: Int) throws(PEFTError) -> Double {
-    let alpha = try alphaPattern.value(for: path, configKey: "alpha_pattern") ?? alpha
+    let alpha = try alpha(path)
     return usesRSLoRA ? alpha / Double(rank).squareRoot() : alpha / Double(rank)
+  }
+
+  /// The alpha at a module.
+  func alpha(_ path: String) throws(PEFTError) -> Double {
+    try alphaPattern.value(for: path, configKey: "alpha_pattern") ?? alpha
   }
 
   /// The rank at a module.
@@ -155,6 +151,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
       throw PEFTError(
         .invalidConfiguration, "'lora_alpha' is \(alpha), a finite number was expected")
     }
+    try initialization.validate()
   }
 
   private static func invalidRank(_ value: Double) -> PEFTError {
@@ -173,26 +170,6 @@ public struct LoRAConfig: TunerConfig, Equatable {
     SuffixPatterns((try reader.numbers(key) ?? []).map { .init($0.key, $0.value) })
   }
 
-  private static func initialization(_ value: JSONValue?) throws(PEFTError) -> Initialization {
-    switch value {
-    case nil, .bool(true)?: return .standard
-    case .bool(false)?: return .random
-    case .string(let name)? where name.lowercased() == "gaussian": return .gaussian
-    case let value?:
-      throw PEFTError(
-        .unsupported, "'init_lora_weights': \(value.text()) is not supported",
-        remedy: "Use true, false or \"gaussian\".")
-    }
-  }
-
-  private var initializationValue: JSONValue {
-    switch initialization {
-    case .standard: return true
-    case .random: return false
-    case .gaussian: return "gaussian"
-    }
-  }
-
   private static func refuseUnsupported(_ reader: inout ConfigReader) throws(PEFTError) {
     try reader.refuse("bias", unless: "none")
     for key in ["use_dora", "lora_bias", "use_qalora", "use_bdlora", "ensure_weight_tying"] {
@@ -200,8 +177,8 @@ public struct LoRAConfig: TunerConfig, Equatable {
     }
     for key in [
       "layer_replication", "trainable_token_indices", "target_parameters",
-      "alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config",
-      "loftq_config", "lora_ga_config", "megatron_config", "monteclora_config", "velora_config",
+      "alora_invocation_tokens", "arrow_config", "kasa_config", "megatron_config",
+      "monteclora_config", "velora_config",
     ] {
       try reader.refuse(key)
     }

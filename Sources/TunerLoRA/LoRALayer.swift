@@ -40,24 +40,19 @@ class LoRALayer {
 
 /// LoRA on a linear layer: y = W x + s·B(A(dropout(x))).
 final class LoRALinear: LoRALayer, TunerLayer {
+  /// What the change is measured from; see ``LoRAConfig/Initialization``.
+  let reference: InitialFactors.Reference?
+  /// The weight that stands in for the host's.
+  let standIn: (any WeightMatrix)?
+
   init(_ site: AdapterSite, _ config: LoRAConfig) throws(PEFTError) {
-    let (inputs, outputs) = (site.host.inputFeatures, site.host.outputFeatures)
     let rank = try config.rank(site.path)
-    let aValue: Tensor
-    var bValue = Tensor.zeros([outputs, rank])
-    // nn.Linear's own initialisation, uniform in ±1/√fan_in.
-    switch config.initialization {
-    case .standard, .random:
-      let bound = 1 / Float(inputs).squareRoot()
-      aValue = .uniform([rank, inputs], bound: bound, key: Self.key(site, "lora_A"))
-    case .gaussian:
-      aValue = .normal([rank, inputs], deviation: 1 / Float(rank), key: Self.key(site, "lora_A"))
-    }
-    if config.initialization == .random {
-      let bound = 1 / Float(rank).squareRoot()
-      bValue = .uniform([outputs, rank], bound: bound, key: Self.key(site, "lora_B"))
-    }
-    try super.init(site, config, a: Parameter(aValue), b: Parameter(bValue), rank: rank)
+    let factors = try InitialFactors(
+      site, config.initialization, rank: rank, scaling: try config.scaling(site.path, rank: rank))
+    reference = factors.reference
+    standIn = factors.standIn
+    try super.init(
+      site, config, a: Parameter(factors.a), b: Parameter(factors.b), rank: rank)
   }
 
   var parameters: [AdapterParameter] {
@@ -70,6 +65,26 @@ final class LoRALinear: LoRALayer, TunerLayer {
     }
     let low = linear(dropout(x, call.context), a.tensor)
     sum.addProduct(low, b.tensor, scale: Float(scaling))
+    if let reference {
+      // Without dropout: it belongs to the base, from which peft takes it.
+      sum.addProduct(linear(x, reference.a), reference.b, scale: -reference.scaling)
+    }
+  }
+
+  var referenceTensors: [(suffix: String, value: Tensor)] {
+    reference.map { [("lora_A.weight", $0.a), ("lora_B.weight", $0.b)] } ?? []
+  }
+
+  func plainTensors() throws(PEFTError) -> [(suffix: String, value: Tensor)] {
+    if standIn != nil {
+      throw PEFTError(
+        .unsupported,
+        "the adapter goes with a base of rounded weights (LoftQ); it has no form for the base as it is",
+        remedy: "Save it in its trained form, or merge it.")
+    }
+    let own = (a: a.value, b: b.value)
+    let plain = reference?.plain(a: own.a, b: own.b, scaling: Float(scaling)) ?? own
+    return [("lora_A.weight", plain.a), ("lora_B.weight", plain.b)]
   }
 
   func addDelta(
@@ -78,6 +93,10 @@ final class LoRALinear: LoRALayer, TunerLayer {
     // Rows of s·B·A; addProduct multiplies by a transpose, and A is small.
     block.addProduct(
       b.value.rowRange(rows), a.value.transposed(), scale: Float(scaling))
+    if let reference {
+      block.addProduct(
+        reference.b.rowRange(rows), reference.a.transposed(), scale: -reference.scaling)
+    }
   }
 
   func printed(

@@ -1,4 +1,5 @@
 import PEFTCore
+import PEFTSupport
 
 /// Low-rank adaptation (Hu et al., arXiv 2106.09685): W + s·B·A with s = alpha/r.
 public enum LoRATuner: Tuner {
@@ -17,5 +18,16 @@ public enum LoRATuner: Tuner {
   /// The targets for a model type when the config names none.
   public static func defaultTargets(modelType: String) -> TargetModules? {
     defaultTargetTable[modelType]
+  }
+
+  /// Runs the model on the batches for initial values that depend on data.
+  public static func prepare(_ plan: inout AdapterPlan) throws(PEFTError) {
+    guard let config = plan.config as? LoRAConfig, !plan.isLoading else { return }
+    switch config.initialization {
+    case .eva(let settings): try EVA.prepare(&plan, settings)
+    case .corda(let settings): try CorDA.prepare(&plan, settings)
+    case .loraGA(let settings): try LoRAGA.prepare(&plan, settings)
+    default: break
+    }
   }
 }

@@ -9,11 +9,16 @@ public struct AdapterFolder {
   public let config: JSONObject
   /// The tensors of `adapter_model.safetensors`.
   public let tensors: SafetensorsFile
+  /// The tensors of `initial_adapter.safetensors`, where there is one.
+  public let references: SafetensorsFile?
 
   /// The names of the two files.
   public static let configName = "adapter_config.json"
   /// The name of the weights file.
   public static let weightsName = "adapter_model.safetensors"
+  /// The name of the file with the values that the adapter's changes are measured from, which PiSSA
+  /// and the like have; peft passes over it.
+  public static let referencesName = "initial_adapter.safetensors"
 
   /// Opens a folder.
   ///
@@ -43,6 +48,9 @@ public struct AdapterFolder {
           : "An adapter folder holds \(Self.configName) and \(Self.weightsName).")
     }
     tensors = try SafetensorsFile(weightsPath)
+    let referencesPath = FileSystem.join(path, Self.referencesName)
+    references =
+      FileSystem.exists(referencesPath) ? try SafetensorsFile(referencesPath) : nil
   }
 
   /// The path of the config file.
@@ -70,4 +78,13 @@ public struct TargetReport: Sendable {
   public internal(set) var matched: [String] = []
   /// Paths of the modules trained in full.
   public internal(set) var saved: [String] = []
+}
+
+extension SafetensorsFile {
+  /// All tensors by name.
+  func all() throws(PEFTError) -> [String: Tensor] {
+    var result: [String: Tensor] = [:]
+    for name in names { result[name] = try tensor(name) }
+    return result
+  }
 }

@@ -11,20 +11,31 @@ extension PeftModel {
   ///   - name: Unique on this model; no dots.
   ///   - config: The settings; their type decides the method.
   ///   - seed: Seed of the initial values.
+  ///   - calibration: Batches, for initial values that depend on data.
   /// - Returns: What was matched.
   /// - Throws: ``PEFTError``: the name is taken, no module matches, the config does not fit a
   ///   layer, or the method is not registered.
   @discardableResult
   public func add(
-    _ name: String = "default", _ config: some TunerConfig, seed: UInt64 = 0
+    _ name: String = "default", _ config: some TunerConfig, seed: UInt64 = 0,
+    calibration: Calibration? = nil
   ) throws(PEFTError) -> TargetReport {
-    try add(name, any: config, seed: seed)
+    try add(name, any: config, seed: seed, calibration: calibration)
   }
 
-  /// Adds a new adapter from a config of any type; see ``add(_:_:seed:)``.
+  /// Adds a new adapter from a config of any type; see ``add(_:_:seed:calibration:)``.
   @discardableResult
   public func add(
-    _ name: String, any config: any TunerConfig, seed: UInt64
+    _ name: String, any config: any TunerConfig, seed: UInt64, calibration: Calibration? = nil
+  ) throws(PEFTError) -> TargetReport {
+    try add(name, config, seed: seed, calibration: calibration, loading: nil)
+  }
+
+  /// Adds an adapter; `references` are values that a file has for ``TunerLayer/referenceTensors``,
+  /// by key, when the adapter comes from a file.
+  func add(
+    _ name: String, _ config: any TunerConfig, seed: UInt64, calibration: Calibration?,
+    loading references: [String: Tensor]?
   ) throws(PEFTError) -> TargetReport {
     try checkNewName(name)
     try config.validate()
@@ -39,12 +50,26 @@ extension PeftModel {
       }
     }
     if config.baseModel == nil { config.baseModel = info.nameOrPath }
-    let (sites, saved) = try match(&config, entry.tuner)
+    let (matched, saved) = try match(&config, entry.tuner)
+    var plan = AdapterPlan(
+      adapter: name, config: config,
+      sites: matched.map { place in
+        let (path, host) = hosts[place]
+        let parameters = (host.adapters as? AdapterStack)?.untouched(host) ?? host.parameters
+        return AdapterPlan.Site(path: path, host: host, parameters: parameters)
+      }, seed: seed, calibration: calibration, isLoading: references != nil)
+    plan.add(references ?? [:])
+    try prepare(&plan, entry.tuner)
+    config = plan.config
+    let planned = Dictionary(uniqueKeysWithValues: plan.sites.map { ($0.path, $0) })
+    let sites = matched.filter { planned[hosts[$0].path] != nil }
     // Nothing is put on the model before everything could be made.
     var made: [(place: Int, layer: any TunerLayer)] = []
     for place in sites {
       let (path, host) = hosts[place]
-      let site = AdapterSite(host: host, path: path, adapter: name, config: config, seed: seed)
+      let site = AdapterSite(
+        host: host, path: path, adapter: name, config: config, seed: seed,
+        parameters: planned[path]!.parameters, initialValues: plan.initialValues[path] ?? [:])
       made.append((place, try Self.makeLayer(site, entry)))
     }
     for (place, layer) in made {
@@ -207,6 +232,14 @@ extension PeftModel {
     }
     if sites.isEmpty { throw Self.noMatch(selection, excluded: excluded) }
     return (sites, saved)
+  }
+
+  /// Lets the tuner prepare an adapter, with the other adapters off.
+  private func prepare(_ plan: inout AdapterPlan, _ tuner: any Tuner.Type) throws(PEFTError) {
+    let before = selection.isDisabled
+    selection.isDisabled = true
+    defer { selection.isDisabled = before }
+    try tuner.prepare(&plan)
   }
 
   private static func noMatch(_ selection: TargetSelection, excluded: Int) -> PEFTError {

@@ -12,16 +12,23 @@ extension PeftModel {
   ///   - path: The folder.
   ///   - name: The adapter's name.
   ///   - strict: Whether missing and unused tensors are errors.
+  ///   - initial: The folder of the adapter's initial values, as peft's guide has them saved for
+  ///     PiSSA and the like; those beside the adapter unless given.
   /// - Returns: What was loaded.
   /// - Throws: ``PEFTError``: a missing or malformed file, a config that does not fit the model,
   ///   tensors that are missing, unused or of another shape.
   @discardableResult
   public func load(
-    _ path: String, as name: String = "default", strict: Bool = true
+    _ path: String, as name: String = "default", strict: Bool = true, initial: String? = nil
   ) throws(PEFTError) -> LoadReport {
     let folder = try AdapterFolder(path)
+    let references =
+      try initial.map { (path) throws(PEFTError) in try AdapterFolder(path).tensors }
+      ?? folder.references
     do {
-      try add(name, any: try registry.config(folder.config), seed: 0)
+      _ = try add(
+        name, try registry.config(folder.config), seed: 0, calibration: nil,
+        loading: try references?.all() ?? [:])
     } catch {
       throw error.located(at: folder.configPath)
     }
@@ -80,16 +87,17 @@ extension PeftModel {
   /// - Parameters:
   ///   - path: The folder.
   ///   - adapter: The adapter; the only active one by default.
+  ///   - form: The trained form or the plain one.
   ///   - card: Text of `README.md` after the front matter.
   ///   - extraFiles: Further files, by name, as a training run adds them.
   /// - Throws: ``PEFTError`` when the adapter is unknown, when several are active and none is
   ///   named, or when the folder cannot be written.
   public func save(
-    _ path: String, adapter: String? = nil, card: String? = nil,
+    _ path: String, adapter: String? = nil, form: AdapterForm = .automatic, card: String? = nil,
     extraFiles: [(name: String, text: String)] = []
   ) throws {
     try FileSystem.writeDirectory(path) { folder in
-      try self.write(into: folder, adapter: adapter, card: card)
+      try self.write(into: folder, adapter: adapter, form: form, card: card)
       for file in extraFiles {
         try FileSystem.write(FileSystem.join(folder, file.name), file.text)
       }
@@ -98,7 +106,8 @@ extension PeftModel {
 
   /// Writes the three files of an adapter into a folder that exists.
   public func write(
-    into folder: String, adapter: String? = nil, card: String? = nil
+    into folder: String, adapter: String? = nil, form: AdapterForm = .automatic,
+    card: String? = nil
   ) throws(PEFTError) {
     if adapter == nil, selection.active.count > 1 {
       throw PEFTError(
@@ -108,9 +117,18 @@ extension PeftModel {
     }
     let name = adapter ?? selection.active.first ?? "default"
     let record = try record(name)
-    var config = record.config.object
+    let isPlain = form == .plain || form == .automatic && !record.config.isSelfContained
+    var config = isPlain ? record.config.plain().object : record.config.object
     config["inference_mode"] = true
-    let items = try tensors(of: name).map { SafetensorsItem($0.key, $0.parameter.value) }
+    let items =
+      isPlain
+      ? try plainTensors(of: name)
+      : try tensors(of: name).map { SafetensorsItem($0.key, $0.parameter.value) }
+    let references = isPlain ? [] : try referenceItems(of: name)
+    if !references.isEmpty {
+      try SafetensorsWriter.write(
+        references, to: FileSystem.join(folder, AdapterFolder.referencesName))
+    }
     try SafetensorsWriter.write(items, to: FileSystem.join(folder, AdapterFolder.weightsName))
     try FileSystem.write(
       FileSystem.join(folder, AdapterFolder.configName),
