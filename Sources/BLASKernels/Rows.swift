@@ -110,16 +110,29 @@ public enum Rows {
   }
 
   /// y `[columns, rows]` = xᵀ. y must not overlap x.
+  ///
+  /// - Parameters:
+  ///   - rows: Rows of x.
+  ///   - columns: Columns of x.
+  ///   - x: `[rows, columns]`.
+  ///   - ldx: x's row stride; `columns` unless given.
+  ///   - y: `[columns, rows]`.
+  ///   - ldy: y's row stride; `rows` unless given.
   public static func transpose(
-    rows: Int, columns: Int, _ x: Slice<Float>, into y: MutableSlice<Float>
+    rows: Int, columns: Int, _ x: Slice<Float>, ldx: Int? = nil, into y: MutableSlice<Float>,
+    ldy: Int? = nil
   ) {
-    check(rows, columns, x.count, y.count)
+    let (ldx, ldy) = (ldx ?? columns, ldy ?? rows)
+    guard rows > 0, columns > 0 else { return }
+    precondition(
+      ldx >= columns && ldy >= rows && x.count >= (rows - 1) * ldx + columns
+        && y.count >= (columns - 1) * ldy + rows,
+      "[\(rows), \(columns)] in \(x.count) elements, its transpose in \(y.count)")
     Parallel.split(
       rows, grain: max(16, Parallel.lightGrain / max(columns, 1)), multiple: 16
     ) { r in
       pk_transpose(
-        x.pointer + r.lowerBound * columns, columns, y.pointer + r.lowerBound, rows, r.count,
-        columns)
+        x.pointer + r.lowerBound * ldx, ldx, y.pointer + r.lowerBound, ldy, r.count, columns)
     }
   }
 

@@ -92,7 +92,10 @@ public final class AdapterStack: HostAdapters {
   ) -> Tensor {
     guard let first = standIns.first else { return host.base(input, parameters) }
     func output(_ weight: HostParameters.Weight, bias: Parameter? = nil) -> Tensor {
-      host.base(input, HostParameters(weight: weight, bias: bias))
+      var changed = parameters
+      changed.weight = weight
+      changed.bias = bias
+      return host.base(input, changed)
     }
     guard merged.isEmpty else {
       let own = output((original ?? parameters).weight).scaled(by: -Float(standIns.count))
@@ -120,7 +123,11 @@ public final class AdapterStack: HostAdapters {
     inner.sequenceAdapters = nil
     // Merged adapters are in no one's share: each sequence gets its own and nothing else.
     let base = host.base(input, original ?? host.parameters)
-    var output = base
+    // The positions of an image go with it.
+    let count = input.rows
+    func flat(_ x: Tensor, _ rows: Int) -> Tensor { x.reshaped([rows, x.count / max(rows, 1)]) }
+    let whole = flat(base, count)
+    var output = whole
     var groups: [(name: String, rows: [Int32])] = []
     for (sequence, name) in names.enumerated() where layer(name) != nil || copy(name) != nil {
       let own = rows(sequence).map { Int32($0) }
@@ -131,32 +138,28 @@ public final class AdapterStack: HostAdapters {
       }
     }
     for (name, rows) in groups {
-      let part: Tensor
-      switch input {
-      case .features(let x):
-        part = forwardPart(name, .features(x.selectRows(rows)), rows, base, host, inner)
-      case .tokenIDs(let ids):
-        let own = rows.map { ids[Int($0)] }
-        part = forwardPart(name, .tokenIDs(own), rows, base, host, inner)
+      let part = input.selecting(rows)
+      var sum: Tensor
+      if let copy = copy(name) {
+        sum = host.base(part, copy)
+      } else if let standIn = layer(name)?.standIn, layer(name)?.needsBaseOutput == false {
+        var parameters = original ?? host.parameters
+        parameters.weight = .matrix(standIn)
+        sum = host.base(part, parameters)
+      } else {
+        let shape: [Int]
+        if case .images = input {
+          shape = Array(base.shape.dropFirst())
+        } else {
+          shape = [base.columns]
+        }
+        sum = whole.selectRows(rows).reshaped([rows.count] + shape)
       }
-      output.replaceRows(rows, with: part)
+      layer(name)?.contribute(
+        LayerCall(input: part, base: sum, host: host, context: inner), to: &sum)
+      output.replaceRows(rows, with: flat(sum, rows.count))
     }
-    return output
-  }
-
-  private func forwardPart(
-    _ name: String, _ input: HostInput, _ rows: [Int32], _ base: Tensor,
-    _ host: any AdapterHost, _ context: ForwardContext
-  ) -> Tensor {
-    let base = copy(name).map { host.base(input, $0) } ?? base.selectRows(rows)
-    var sum = base
-    if let standIn = layer(name)?.standIn {
-      sum = host.base(
-        input, HostParameters(weight: .matrix(standIn), bias: host.parameters.bias))
-    }
-    layer(name)?.contribute(
-      LayerCall(input: input, base: base, host: host, context: context), to: &sum)
-    return sum
+    return output.reshaped(base.shape)
   }
 
   // MARK: Merging
@@ -189,6 +192,7 @@ public final class AdapterStack: HostAdapters {
       }
     }
     result.weight = .matrix(matrix)
+    result.bias = try mergedBias(present, result.bias)
     // A tied weight is no longer the one that it was tied to.
     result.isTied = false
     return result
@@ -196,6 +200,22 @@ public final class AdapterStack: HostAdapters {
 
   /// The host's parameters without anything merged into them.
   func untouched(_ host: any AdapterHost) -> HostParameters { original ?? host.parameters }
+
+  private func mergedBias(_ names: [String], _ bias: Parameter?) throws(PEFTError) -> Parameter? {
+    var sum: Tensor?
+    for name in names {
+      guard let change = layer(name)?.biasDelta else { continue }
+      guard let bias else {
+        throw PEFTError(
+          .unsupported,
+          "Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias.",
+          at: path, remedy: "Keep the adapter '\(name)' unmerged.")
+      }
+      sum = (sum ?? bias.value) + change
+    }
+    guard let bias, let sum else { return bias }
+    return Parameter(sum, isTrainable: bias.isTrainable)
+  }
 
   func setMerged(_ names: [String], _ parameters: HostParameters, host: any AdapterHost) {
     if original == nil { original = host.parameters }

@@ -66,6 +66,9 @@ public struct AdapterSite {
   public let host: any AdapterHost
   /// Its dotted path in the model.
   public let path: String
+  /// The path of the module that was targeted: the layer's own, or that of the layer around it,
+  /// as for an attention's output projection. Rank patterns and the like are matched against it.
+  public let target: String
   /// The adapter's name.
   public let adapter: String
   /// The adapter's settings; of the tuner's own type.

@@ -34,13 +34,20 @@ public protocol TunerLayer: AnyObject {
   ///   - sum: The base's output plus the changes of other layers, `[…, outputFeatures]`.
   func contribute(_ call: LayerCall, to sum: inout Tensor)
 
-  /// Adds rows of ΔW, in the orientation of the host's weight, to a block.
+  /// Adds rows of ΔW, in the orientation of the host's matrix, to a block.
+  ///
+  /// That has one row for each output, also where files store the weight transposed, and a
+  /// convolution's kernel is flattened; an embedding's has one row for each token. Only a layer
+  /// that cannot be merged throws.
   ///
   /// - Parameters:
   ///   - rows: Which rows of the weight.
   ///   - block: `[rows.count, columns]`, what they are added to.
   ///   - base: The host's untouched weight.
   func addDelta(rows: Range<Int>, to block: inout Tensor, base: any WeightMatrix) throws(PEFTError)
+
+  /// What merging adds to the host's bias, `[outputFeatures]`; `nil`, the default, leaves it alone.
+  var biasDelta: Tensor? { get }
 
   /// How peft prints the host with the layers of this tuner in it.
   ///
@@ -66,6 +73,8 @@ extension TunerLayer {
   public func plainTensors() throws(PEFTError) -> [(suffix: String, value: Tensor)] {
     parameters.map { ($0.suffix, $0.parameter.value) }
   }
+  /// What merging adds to the host's bias: nothing.
+  public var biasDelta: Tensor? { nil }
 }
 
 /// A parameter of an adapter layer.

@@ -98,14 +98,12 @@ extension Tensor {
 
   /// Some columns of a matrix, copied.
   public func copyingColumns(_ columns: some Sequence<Int>) -> Tensor {
-    copyingRows(of: transposed(), columns).transposed()
+    transposed().copyingRows(columns).transposed()
   }
 
   /// Some rows of a matrix, copied.
-  public func copyingRows(_ rows: some Sequence<Int>) -> Tensor { copyingRows(of: self, rows) }
-
-  private func copyingRows(of matrix: Tensor, _ rows: some Sequence<Int>) -> Tensor {
-    .stackingRows(rows.map { matrix.rowRange($0..<$0 + 1) })
+  public func copyingRows(_ rows: some Sequence<Int>) -> Tensor {
+    .stackingRows(rows.map { rowRange($0..<$0 + 1) })
   }
 
   /// Each row times a number of its own.
@@ -113,15 +111,6 @@ extension Tensor {
     precondition(factors.count == rows)
     return Tensor.filled(shape) {
       Rows.scaleRows(rows: rows, columns: columns, slice, by: Slice(factors), into: $0)
-    }
-  }
-
-  /// Adds a vector to every row, in place.
-  public mutating func addToRows(_ vector: Tensor) {
-    precondition(vector.count == columns)
-    let (rowCount, width) = (rows, columns)
-    withMutableSlice {
-      Rows.addBias(rows: rowCount, columns: width, $0.readOnly, vector.slice, into: $0)
     }
   }
 

@@ -19,6 +19,8 @@ public struct LoRAConfig: TunerConfig, Equatable {
   public var alphaPattern: SuffixPatterns
   /// Rank-stabilised scaling: alpha/√r instead of alpha/r.
   public var usesRSLoRA: Bool
+  /// Whether B has a bias, `lora_bias`; merging needs a base layer with one.
+  public var usesLoRABias = false
   /// Modules that are trained and saved in full.
   public var modulesToSave: [String]
   /// How A and B begin.
@@ -58,6 +60,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
       "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha",
       "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
       "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "bias", "fan_in_fan_out",
+      "lora_bias",
     ] + Initialization.keys
 
   /// Reads the members of a config file.
@@ -77,6 +80,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
     rankPattern = try Self.patterns("rank_pattern", &reader)
     alphaPattern = try Self.patterns("alpha_pattern", &reader)
     usesRSLoRA = try reader.bool("use_rslora") ?? false
+    usesLoRABias = try reader.bool("lora_bias") ?? false
     modulesToSave = try reader.strings("modules_to_save") ?? []
     initialization = try Initialization(&reader)
     // A layer finds its own orientation; the key only says how GPT-2 stores its weights.
@@ -100,7 +104,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
     members += targets.members
     members += [
       ("rank_pattern", rankPattern.json), ("alpha_pattern", alphaPattern.json),
-      ("use_rslora", .bool(usesRSLoRA)),
+      ("use_rslora", .bool(usesRSLoRA)), ("lora_bias", .bool(usesLoRABias)),
       (
         "modules_to_save",
         modulesToSave.isEmpty ? .null : .array(modulesToSave.map { .string($0) })
@@ -172,7 +176,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
 
   private static func refuseUnsupported(_ reader: inout ConfigReader) throws(PEFTError) {
     try reader.refuse("bias", unless: "none")
-    for key in ["use_dora", "lora_bias", "use_qalora", "use_bdlora", "ensure_weight_tying"] {
+    for key in ["use_dora", "use_qalora", "use_bdlora", "ensure_weight_tying"] {
       try reader.refuse(key, unless: false)
     }
     for key in [

@@ -3,71 +3,89 @@ import PEFTCore
 import PEFTSupport
 import Tensors
 
-/// What LoRA on a linear layer and on an embedding share: two factors and their scaling.
-class LoRALayer {
+/// LoRA on any layer with a weight: y = base(x) + s·(B(A(dropout(x))) + b).
+///
+/// A is a layer of the host's kind without bias, B a linear layer, or a convolution of size 1 with
+/// the host's groups. What A does to the input is the host's business (``AdapterHost/project(_:by:)``),
+/// and every place of the output is a row, so one class serves them all.
+final class LoRALayer: TunerLayer {
   /// Rank of the update.
   let rank: Int
   /// s, the factor of B·A.
   let scaling: Double
   /// Dropout on the input of A.
   let dropout: Dropout
-  /// `[rank, inputFeatures]`.
+  /// `[rank, inputFeatures, kernel…]`.
   let a: Parameter
-  /// `[outputFeatures, rank]`.
+  /// `[outputFeatures, rank/groups, 1…]`.
   let b: Parameter
-
-  fileprivate init(_ site: AdapterSite, _ config: LoRAConfig, a: Parameter, b: Parameter, rank: Int)
-    throws(PEFTError)
-  {
-    self.rank = rank
-    self.a = a
-    self.b = b
-    scaling = try config.scaling(site.path, rank: rank)
-    dropout = Dropout(config.dropout, path: "\(site.path).lora_dropout.\(site.adapter)")
-  }
-
-  /// The key of the random numbers of one factor.
-  static func key(_ site: AdapterSite, _ factor: String) -> DropoutKey {
-    DropoutKey(seed: site.seed, stream: siteID("\(site.path).\(factor)"))
-  }
-
-  /// The text of a dropout in the printed tree.
-  var printedDropout: PrintedModule {
-    dropout.probability > 0
-      ? PrintedModule("Dropout", attributes: dropout.attributes) : PrintedModule("Identity")
-  }
-}
-
-/// LoRA on a linear layer: y = W x + s·B(A(dropout(x))).
-final class LoRALinear: LoRALayer, TunerLayer {
+  /// `[outputFeatures]`, `lora_bias`.
+  let bias: Parameter?
   /// What the change is measured from; see ``LoRAConfig/Initialization``.
   let reference: InitialFactors.Reference?
   /// The weight that stands in for the host's.
   let standIn: (any WeightMatrix)?
+  /// The shape of the convolution that the host is.
+  let convolutionSettings: ConvolutionSettings?
+  private let groups: Int
+  private let isEmbedding: Bool
 
+  /// Creates a layer with initial values.
+  ///
+  /// - Throws: ``PEFTError`` when rank or bias do not fit the host.
   init(_ site: AdapterSite, _ config: LoRAConfig) throws(PEFTError) {
-    let rank = try config.rank(site.path)
-    let factors = try InitialFactors(
-      site, config.initialization, rank: rank, scaling: try config.scaling(site.path, rank: rank))
-    reference = factors.reference
-    standIn = factors.standIn
-    try super.init(
-      site, config, a: Parameter(factors.a), b: Parameter(factors.b), rank: rank)
+    let host = site.host
+    let rank = try config.rank(site.target)
+    groups = host.groups
+    isEmbedding = host is Embedding
+    convolutionSettings = (host as? Convolution)?.settings
+    guard rank % host.groups == 0 else {
+      throw PEFTError(
+        .invalidConfiguration,
+        "Targeting a \(host.typeName) with groups=\(host.groups) and rank \(rank). Currently, "
+          + "support is limited to conv layers where the rank is divisible by groups.",
+        remedy: "Either choose a different rank or do not target this specific layer.")
+    }
+    if isEmbedding, config.usesLoRABias {
+      throw PEFTError(
+        .unsupported, "lora_bias=True is not supported for \(host.typeName).",
+        remedy: "Set 'lora_bias' to false or do not target this layer.")
+    }
+    self.rank = rank
+    scaling = try config.scaling(site.target, rank: rank)
+    let initial = try InitialFactors(site, config, rank: rank, scaling: scaling)
+    reference = initial.reference
+    standIn = initial.standIn
+    a = Parameter(initial.a)
+    b = Parameter(initial.b)
+    bias = initial.bias.map { Parameter($0) }
+    dropout = Dropout(
+      Self.hasDropout(site) ? config.dropout : 0,
+      path: "\(site.path).lora_dropout.\(site.adapter)")
+  }
+
+  /// peft applies no dropout to embeddings and to the projections of packed attention.
+  private static func hasDropout(_ site: AdapterSite) -> Bool {
+    !(site.host is Embedding || site.host is MultiheadAttention || site.target != site.path)
   }
 
   var parameters: [AdapterParameter] {
-    [AdapterParameter("lora_A.weight", a), AdapterParameter("lora_B.weight", b)]
+    if isEmbedding {
+      return [AdapterParameter("lora_embedding_A", a), AdapterParameter("lora_embedding_B", b)]
+    }
+    return [AdapterParameter("lora_A.weight", a), AdapterParameter("lora_B.weight", b)]
+      + (bias.map { [AdapterParameter("lora_B.bias", $0)] } ?? [])
   }
 
   func contribute(_ call: LayerCall, to sum: inout Tensor) {
-    guard case .features(let x) = call.input else {
-      preconditionFailure("a linear layer takes features")
-    }
-    let low = linear(dropout(x, call.context), a.tensor)
-    sum.addProduct(low, b.tensor, scale: Float(scaling))
+    let input = call.input.map { dropout($0, call.context) }
+    let low = call.host.project(input, by: a.tensor)
+    sum.addProduct(low, matrix(b.tensor), groups: groups, scale: Float(scaling))
+    if let bias { sum.addToRows(bias.tensor, scale: Float(scaling)) }
     if let reference {
       // Without dropout: it belongs to the base, from which peft takes it.
-      sum.addProduct(linear(x, reference.a), reference.b, scale: -reference.scaling)
+      let low = call.host.project(call.input, by: reference.a)
+      sum.addProduct(low, reference.b, scale: -reference.scaling)
     }
   }
 
@@ -82,132 +100,62 @@ final class LoRALinear: LoRALayer, TunerLayer {
         "the adapter goes with a base of rounded weights (LoftQ); it has no form for the base as it is",
         remedy: "Save it in its trained form, or merge it.")
     }
-    let own = (a: a.value, b: b.value)
-    let plain = reference?.plain(a: own.a, b: own.b, scaling: Float(scaling)) ?? own
+    guard let reference else { return parameters.map { ($0.suffix, $0.parameter.value) } }
+    let plain = reference.plain(a: a.value, b: b.value, scaling: Float(scaling))
     return [("lora_A.weight", plain.a), ("lora_B.weight", plain.b)]
   }
 
   func addDelta(
     rows: Range<Int>, to block: inout Tensor, base: any WeightMatrix
   ) throws(PEFTError) {
+    if isEmbedding {
+      let columns = selectColumns(a.value, rows.map { Int32($0) })
+      return block.addProduct(columns, b.value, scale: Float(scaling))
+    }
+    guard groups == 1 else {
+      // A sees all channels, so the sum of base and change is no grouped convolution.
+      throw PEFTError(
+        .unsupported, "Merging is not supported for _ConvNd layers with groups > 1!",
+        remedy: "Keep the adapter unmerged, or do not target this layer.")
+    }
     // Rows of s·B·A; addProduct multiplies by a transpose, and A is small.
     block.addProduct(
-      b.value.rowRange(rows), a.value.transposed(), scale: Float(scaling))
+      matrix(b.value).rowRange(rows), matrix(a.value).transposed(), scale: Float(scaling))
     if let reference {
       block.addProduct(
         reference.b.rowRange(rows), reference.a.transposed(), scale: -reference.scaling)
     }
   }
 
-  func printed(
-    around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
-  ) -> PrintedModule {
-    let own = layers.compactMap { entry in
-      (entry.layer as? LoRALinear).map { (entry.adapter, $0) }
-    }
-    func dictionary(_ make: (LoRALinear) -> PrintedModule) -> PrintedModule {
-      PrintedModule("ModuleDict", children: own.map { ($0.0, make($0.1)) })
-    }
-    func plain(_ inputs: Int, _ outputs: Int) -> PrintedModule {
-      PrintedModule(
-        "Linear", attributes: "in_features=\(inputs), out_features=\(outputs), bias=False")
-    }
-    return PrintedModule(
-      "lora.Linear",
-      children: [
-        ("base_layer", base),
-        ("lora_dropout", dictionary(\.printedDropout)),
-        ("lora_A", dictionary { plain($0.a.shape[1], $0.rank) }),
-        ("lora_B", dictionary { plain($0.rank, $0.b.shape[0]) }),
-        ("lora_embedding_A", PrintedModule("ParameterDict")),
-        ("lora_embedding_B", PrintedModule("ParameterDict")),
-        ("lora_magnitude_vector", PrintedModule("ModuleDict")),
-      ])
-  }
-}
+  var biasDelta: Tensor? { bias?.value.scaled(by: Float(scaling)) }
 
-/// LoRA on an embedding: row + s·B·A[:, id]; no dropout, as in peft.
-final class LoRAEmbedding: LoRALayer, TunerLayer {
-  init(_ site: AdapterSite, _ config: LoRAConfig) throws(PEFTError) {
-    let (count, width) = (site.host.inputFeatures, site.host.outputFeatures)
-    let rank = try config.rank(site.path)
-    let aValue: Tensor =
-      config.initialization == .random
-      ? .normal([rank, count], deviation: 1, key: Self.key(site, "lora_embedding_A"))
-      : .zeros([rank, count])
-    let bValue = Tensor.normal(
-      [width, rank], deviation: 1, key: Self.key(site, "lora_embedding_B"))
-    try super.init(site, config, a: Parameter(aValue), b: Parameter(bValue), rank: rank)
-  }
-
-  var parameters: [AdapterParameter] {
-    [AdapterParameter("lora_embedding_A", a), AdapterParameter("lora_embedding_B", b)]
-  }
-
-  func contribute(_ call: LayerCall, to sum: inout Tensor) {
-    guard case .tokenIDs(let ids) = call.input else {
-      preconditionFailure("an embedding takes token ids")
-    }
-    sum.addProduct(selectColumns(a.tensor, ids), b.tensor, scale: Float(scaling))
-  }
-
-  func addDelta(
-    rows: Range<Int>, to block: inout Tensor, base: any WeightMatrix
-  ) throws(PEFTError) {
-    let columns = selectColumns(a.value, rows.map { Int32($0) })
-    block.addProduct(columns, b.value, scale: Float(scaling))
+  /// A convolution's kernel as a matrix.
+  private func matrix(_ kernel: Tensor) -> Tensor {
+    kernel.shape.count == 2
+      ? kernel : kernel.reshaped([kernel.shape[0], kernel.count / max(kernel.shape[0], 1)])
   }
 
   func printed(
     around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
   ) -> PrintedModule {
-    let own = layers.compactMap { entry in
-      (entry.layer as? LoRAEmbedding).map { (entry.adapter, $0) }
-    }
-    func parameters(_ value: (LoRAEmbedding) -> Parameter) -> PrintedModule {
-      PrintedModule(
-        "ParameterDict",
-        children: own.map { name, layer in
-          let size = value(layer).shape.map(String.init).joined(separator: "x")
-          return (
-            name,
-            PrintedModule("Object of type", attributes: "torch.FloatTensor of size \(size)")
-          )
-        })
-    }
-    return PrintedModule(
-      "lora.Embedding",
-      children: [
-        ("base_layer", base),
-        (
-          "lora_dropout",
-          PrintedModule("ModuleDict", children: own.map { ($0.0, $0.1.printedDropout) })
-        ),
-        ("lora_A", PrintedModule("ModuleDict")),
-        ("lora_B", PrintedModule("ModuleDict")),
-        ("lora_embedding_A", parameters(\.a)),
-        ("lora_embedding_B", parameters(\.b)),
-        ("lora_magnitude_vector", PrintedModule("ModuleDict")),
-      ])
+    LoRAPrinter(
+      layers.compactMap { entry in (entry.layer as? LoRALayer).map { (entry.adapter, $0) } }
+    ).printed(around: base)
   }
 }
 
-/// LoRA on linear layers.
-struct LoRALinearDispatcher: Dispatcher {
-  var supports: String { "Linear" }
-
-  func makeLayer(for site: AdapterSite) throws(PEFTError) -> (any TunerLayer)? {
-    guard site.host is Linear, let config = site.config as? LoRAConfig else { return nil }
-    return try LoRALinear(site, config)
+/// LoRA on every layer that peft adapts.
+struct LoRADispatcher: Dispatcher {
+  var supports: String {
+    "Linear, Embedding, Conv1d, Conv2d, Conv3d, Conv1D, MultiheadAttention"
   }
-}
-
-/// LoRA on embeddings.
-struct LoRAEmbeddingDispatcher: Dispatcher {
-  var supports: String { "Embedding" }
 
   func makeLayer(for site: AdapterSite) throws(PEFTError) -> (any TunerLayer)? {
-    guard site.host is Embedding, let config = site.config as? LoRAConfig else { return nil }
-    return try LoRAEmbedding(site, config)
+    guard let config = site.config as? LoRAConfig else { return nil }
+    switch site.host {
+    case is Linear, is Embedding, is Convolution, is Conv1D, is MultiheadAttention:
+      return try LoRALayer(site, config)
+    default: return nil
+    }
   }
 }

@@ -11,9 +11,7 @@ public enum LoRATuner: Tuner {
   /// The class name that peft prints around the base model.
   public static let modelTypeName = "LoraModel"
   /// What makes layers, in order; the first that returns one wins.
-  public static let dispatchers: [any Dispatcher] = [
-    LoRALinearDispatcher(), LoRAEmbeddingDispatcher(),
-  ]
+  public static let dispatchers: [any Dispatcher] = [LoRADispatcher()]
 
   /// The targets for a model type when the config names none.
   public static func defaultTargets(modelType: String) -> TargetModules? {

@@ -67,8 +67,9 @@ extension PeftModel {
     var made: [(place: Int, layer: any TunerLayer)] = []
     for place in sites {
       let (path, host) = hosts[place]
+      let owner = enclosing[place].map { hosts[$0.owner].path }
       let site = AdapterSite(
-        host: host, path: path, adapter: name, config: config, seed: seed,
+        host: host, path: path, target: owner ?? path, adapter: name, config: config, seed: seed,
         parameters: planned[path]!.parameters, initialValues: plan.initialValues[path] ?? [:])
       made.append((place, try Self.makeLayer(site, entry)))
     }
@@ -231,6 +232,10 @@ extension PeftModel {
       config.modulesToSave.contains { TargetMatcher.contains(hosts[place].path, $0) }
     }
     if sites.isEmpty { throw Self.noMatch(selection, excluded: excluded) }
+    for (inner, place) in enclosing.sorted(by: { $0.key < $1.key })
+    where sites.contains(place.owner) && !sites.contains(inner) {
+      sites.append(inner)
+    }
     return (sites, saved)
   }
 

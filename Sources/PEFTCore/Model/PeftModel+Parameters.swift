@@ -23,7 +23,8 @@ extension PeftModel {
     let places = Set(record.sites).union(record.saved).sorted()
     var result: [AdapterTensor] = []
     for place in places {
-      let (path, host) = hosts[place]
+      let host = hosts[place].host
+      let path = filePath(place, record)
       guard let stack = host.adapters as? AdapterStack else { continue }
       for parameter in stack.layer(adapter)?.parameters ?? [] {
         result.append(

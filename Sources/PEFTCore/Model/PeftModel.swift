@@ -25,6 +25,8 @@ public final class PeftModel {
   /// Every layer that can be adapted, with its path, in model order.
   let hosts: [(path: String, host: any AdapterHost)]
   let modules: [(path: String, module: any Module)]
+  /// Hosts that are adapted along with the one around them, and their names in it.
+  let enclosing: [Int: (owner: Int, name: String)]
 
   /// Wraps a model whose layers carry no adapters yet, and freezes its parameters.
   public init(_ base: any Module, info: BaseModelInfo, registry: TunerRegistry) {
@@ -35,6 +37,14 @@ public final class PeftModel {
     hosts = modules.compactMap { path, module in
       (module as? any AdapterHost).map { (path, $0) }
     }
+    var enclosing: [Int: (owner: Int, name: String)] = [:]
+    for (owner, entry) in hosts.enumerated() {
+      for (name, inner) in entry.host.innerHosts {
+        guard let place = hosts.firstIndex(where: { $0.host === inner }) else { continue }
+        enclosing[place] = (owner, name)
+      }
+    }
+    self.enclosing = enclosing
     for (_, info) in base.namedParameters() { info.parameter?.isTrainable = false }
   }
 
@@ -64,6 +74,15 @@ public final class PeftModel {
         remedy: "There are: \(adapterNames.joined(separator: ", ")).")
     }
     return record
+  }
+
+  /// The path under which the files of an adapter have a layer: peft wraps a layer that is adapted,
+  /// and what is inside of it becomes part of its `base_layer`.
+  func filePath(_ place: Int, _ record: AdapterRecord) -> String {
+    guard let (owner, name) = enclosing[place], record.sites.contains(owner) else {
+      return hosts[place].path
+    }
+    return "\(hosts[owner].path).base_layer.\(name)"
   }
 
   func stack(of host: any AdapterHost, path: String) -> AdapterStack {

@@ -85,20 +85,21 @@ public struct SafetensorsFile: Sendable {
 
   /// A matrix in the file's own precision, without a copy.
   ///
-  /// - Parameter columns: Width of a row; a tensor with other dimensions is taken as rows of it.
+  /// All dimensions but the first are taken as one, as for a convolution's kernel.
   public func matrix(
     _ name: String, precision: HalfPrecision = .exact
   ) throws(PEFTError) -> any WeightMatrix {
     let entry = try entry(name)
-    guard entry.shape.count == 2 else {
+    guard entry.shape.count >= 2 else {
       throw PEFTError(
         .shapeMismatch, "'\(name)' has shape \(entry.shape), a matrix was expected", at: path)
     }
+    let (rows, columns) = (entry.shape[0], entry.shape.dropFirst().reduce(1, *))
     guard entry.type == .float16 || entry.type == .bfloat16 else {
-      return DenseMatrix(try tensor(name))
+      return DenseMatrix(Tensor(shape: [rows, columns], slice: try tensor(name).slice))
     }
     return HalfMatrix(
-      window(entry), rows: entry.shape[0], columns: entry.shape[1],
+      window(entry), rows: rows, columns: columns,
       format: entry.type == .float16 ? .float16 : .bfloat16, precision: precision)
   }
 

@@ -53,18 +53,18 @@ extension LoRAConfig {
   /// - Throws: ``PEFTError`` when a factor of one is not in the other or has another shape.
   public static func converted(
     initial: AdapterFolder, trained: AdapterFolder
-  ) throws(PEFTError) -> (config: LoRAConfig, tensors: [SafetensorsItem]) {
+  ) throws(PEFTError) -> (config: LoRAConfig, tensors: [(key: String, value: Tensor)]) {
     var config = try LoRAConfig(trained.config)
     let name = config.initialization
     // peft's guide has the trained one saved with its own name or with `true`.
     if !name.hasReference { config.initialization = .pissa }
     config = config.plain()
-    var items: [SafetensorsItem] = []
+    var items: [(key: String, value: Tensor)] = []
     for key in trained.tensors.names {
       let value = try trained.tensors.tensor(key)
       let isA = key.hasSuffix(".lora_A.weight")
       guard isA || key.hasSuffix(".lora_B.weight") else {
-        items.append(SafetensorsItem(key, value))
+        items.append((key, value))
         continue
       }
       guard initial.tensors[key] != nil else {
@@ -84,7 +84,7 @@ extension LoRAConfig {
         ? Tensor.stackingRows([value, first])
         : Tensor.stackingRows([value.transposed(), first.scaled(by: -1).transposed()])
           .transposed()
-      items.append(SafetensorsItem(key, joined))
+      items.append((key, joined))
     }
     return (config, items)
   }

@@ -3,12 +3,14 @@ import PEFTCore
 import PEFTSupport
 import Tensors
 
-/// What a layer with a weight `[out, in]` begins with.
+/// What a layer begins with.
 struct InitialFactors {
-  /// A, `[r, in]`.
+  /// A, `[r, in]`, for a convolution `[r, in, kernel…]`.
   var a: Tensor
-  /// B, `[out, r]`.
+  /// B, `[out, r]`, for a convolution `[out, r/groups, 1…]`.
   var b: Tensor
+  /// The bias of B, `[out]`, where the settings ask for one.
+  var bias: Tensor?
   /// What the change of the weight is measured from; `nil` for zero.
   var reference: Reference?
   /// A weight in the place of the base's.
@@ -24,29 +26,33 @@ struct InitialFactors {
     let scaling: Float
   }
 
-  init(a: Tensor, b: Tensor, standIn: (any WeightMatrix)? = nil) {
+  init(a: Tensor, b: Tensor) {
     self.a = a
     self.b = b
-    self.standIn = standIn
   }
 
-  /// The initial values for a linear layer.
+  /// The initial values of a layer.
   ///
   /// - Parameters:
   ///   - site: The place.
-  ///   - initialization: How they begin.
+  ///   - config: The settings.
   ///   - rank: r.
   ///   - scaling: s.
   /// - Throws: ``PEFTError`` when the layer, the rank or missing data do not allow for it.
   init(
-    _ site: AdapterSite, _ initialization: LoRAConfig.Initialization, rank: Int, scaling: Double
+    _ site: AdapterSite, _ config: LoRAConfig, rank: Int, scaling: Double
   ) throws(PEFTError) {
+    let initialization = config.initialization
     let given = Self.given(site)
-    switch initialization {
-    case .standard, .gaussian, .random: self = Self.plain(site, initialization, rank)
+    let isLinear = site.host.kernelShape.isEmpty && !(site.host is Embedding)
+    if !isLinear { try initialization.checkWithoutWeight(site.host) }
+    switch isLinear ? initialization : initialization.withoutWeight {
+    case .standard, .gaussian, .random:
+      self = Self.plain(
+        site, initialization.withoutWeight, rank, hasBias: config.usesLoRABias)
     case .orthogonal: self = try Self.orthogonal(site, rank)
     case .eva:
-      self = Self.plain(site, .standard, rank)
+      self = Self.plain(site, .standard, rank, hasBias: false)
       if let a = site.initialValues["lora_A.weight"] { self.a = a }
     case .loftq(let settings):
       self = try Self.loftq(Self.weight(site), settings, rank, scaling)
@@ -60,7 +66,7 @@ struct InitialFactors {
       guard let given else { throw Self.noInitialValues(initialization) }
       self = given
     }
-    if initialization.hasReference {
+    if isLinear, initialization.hasReference {
       reference = Reference(a: a, b: b, scaling: Float(scaling))
     }
   }

@@ -1,3 +1,4 @@
+import NN
 import PEFTCore
 import PEFTSupport
 
@@ -64,12 +65,29 @@ extension LoRAConfig.Initialization {
     }
   }
 
-  /// The error for a layer that only `true`, `false` and `"gaussian"` are for.
-  func unknown() -> PEFTError {
-    let text = json == .bool(true) ? "True" : json.string.map { "'\($0)'" } ?? json.text()
-    return PEFTError(
-      .invalidConfiguration, "Unknown initialization init_lora_weights=\(text)",
-      remedy: "Layers of this kind begin with true, false or \"gaussian\".")
+  /// How a layer begins that has no weight to begin from: as with `true` unless it is one of the plain
+  /// kinds.
+  var withoutWeight: Self {
+    switch self {
+    case .gaussian, .random: return self
+    default: return .standard
+    }
+  }
+
+  /// Refuses what peft refuses for a layer that is not linear. Embeddings begin as with `true` whatever
+  /// the name is.
+  func checkWithoutWeight(_ host: any AdapterHost) throws(PEFTError) {
+    if case .loftq = self {
+      throw PEFTError(
+        .unsupported, "LoftQ rounds the weights of linear layers, not of \(host.typeName)",
+        remedy: "Do not target this layer.")
+    }
+    if case .eva = self { return }
+    guard !(host is Embedding), self != withoutWeight else { return }
+    throw PEFTError(
+      .invalidConfiguration,
+      "Unknown initialization init_lora_weights='\(json.string ?? json.text())'",
+      remedy: "\(host.typeName) begins with true, false or \"gaussian\".")
   }
 
   /// The keys of the config file that belong to it.

@@ -1,25 +1,40 @@
+import NN
 import PEFTCore
 import PEFTSupport
 import Tensors
 
 extension InitialFactors {
-  /// `true`, `"gaussian"` and `false`: as PyTorch begins a linear layer, uniform in ±1/√fan_in, or
-  /// normal; B zero but for `false`.
+  /// `true`, `"gaussian"` and `false`, as PyTorch's layers and peft begin: uniform in ±1/√fan_in or
+  /// normal, B zero but for `false`; an embedding has A zero and B normal. In the shapes of the host's
+  /// kind.
   static func plain(
-    _ site: AdapterSite, _ initialization: LoRAConfig.Initialization, _ rank: Int
+    _ site: AdapterSite, _ initialization: LoRAConfig.Initialization, _ rank: Int, hasBias: Bool
   ) -> InitialFactors {
-    let (inputs, outputs) = (site.host.inputFeatures, site.host.outputFeatures)
-    let aKey = key(site, "lora_A")
+    let host = site.host
+    let aShape = [rank, host.inputFeatures] + host.kernelShape
+    let bShape = [host.outputFeatures, rank / host.groups] + host.kernelShape.map { _ in 1 }
+    let isRandom = initialization == .random
+    if host is Embedding {
+      return InitialFactors(
+        a: isRandom
+          ? .normal(aShape, deviation: 1, key: key(site, "lora_embedding_A")) : .zeros(aShape),
+        b: .normal(bShape, deviation: 1, key: key(site, "lora_embedding_B")))
+    }
+    func bound(_ shape: [Int]) -> Float { 1 / Float(shape.dropFirst().reduce(1, *)).squareRoot() }
     let a: Tensor =
       initialization == .gaussian
-      ? .normal([rank, inputs], deviation: 1 / Float(rank), key: aKey)
-      : .uniform([rank, inputs], bound: 1 / Float(inputs).squareRoot(), key: aKey)
+      ? .normal(aShape, deviation: 1 / Float(rank), key: key(site, "lora_A"))
+      : .uniform(aShape, bound: bound(aShape), key: key(site, "lora_A"))
     let b: Tensor =
-      initialization == .random
-      ? .uniform(
-        [outputs, rank], bound: 1 / Float(rank).squareRoot(), key: key(site, "lora_B"))
-      : .zeros([outputs, rank])
-    return InitialFactors(a: a, b: b)
+      isRandom ? .uniform(bShape, bound: bound(bShape), key: key(site, "lora_B")) : .zeros(bShape)
+    var factors = InitialFactors(a: a, b: b)
+    if hasBias {
+      let shape = [host.outputFeatures]
+      factors.bias =
+        isRandom
+        ? .uniform(shape, bound: bound(bShape), key: key(site, "lora_B.bias")) : .zeros(shape)
+    }
+    return factors
   }
 
   /// `"orthogonal"`: a random orthogonal matrix Q `[r, r]`, its odd rows for A and its even ones for
