@@ -111,7 +111,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
       ),
       ("bias", "none"), ("fan_in_fan_out", false),
     ]
-    members += initialization.members
+    members += initialization.members(besides: unknownKeys)
     return JSONObject(members + unknownKeys.members.map { ($0.key, $0.value) })
   }
 

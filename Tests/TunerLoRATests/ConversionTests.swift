@@ -1,3 +1,4 @@
+import BLASKernels
 import NN
 import PEFTCore
 import PEFTSupport
@@ -67,6 +68,42 @@ struct ConversionTests {
     #expect(relativeError(withoutGradients { toy(x) }, trained) < 1e-5)
     peft.unload()
     #expect(withoutGradients { toy(x).scalars } == before)
+  }
+
+  /// Ten steps of AdamW from the initial adapter, with peft's losses.
+  @Test(arguments: cases)
+  func lossesEqualPeft(_ name: String) throws {
+    let golden = try InitGolden(name)
+    let losses = try #require(golden.json["losses"]?.array).compactMap(\.double)
+    try #require(losses.count == 10)
+    let toy = try golden.makeToy()
+    let peft = model(toy)
+    try peft.load("\(golden.folder)/trained", as: "a", initial: "\(golden.folder)/initial")
+    try peft.loadTensors(AdapterFolder("\(golden.folder)/initial").tensors, into: "a")
+    let (x, target) = (try golden.input.tensor("x"), try golden.input.tensor("target"))
+    let parameters = peft.trainableTensors.map(\.parameter)
+    var firsts = parameters.map { Tensor.zeros($0.shape) }
+    var seconds = firsts
+    for step in 0..<10 {
+      let difference = toy(x) + target.scaled(by: -1)
+      let loss = (difference * difference).sum().scaled(by: 1 / Float(difference.count))
+      #expect(abs(Double(loss.item) - losses[step]) < 1e-4 * losses[step], "step \(step)")
+      let gradients = loss.backward()
+      for (place, parameter) in parameters.enumerated() {
+        let gradient = try #require(gradients[parameter])
+        parameter.update { value in
+          value.withMutableSlice { value in
+            firsts[place].withMutableSlice { first in
+              seconds[place].withMutableSlice { second in
+                Optimizers.adamW(
+                  parameter: value, gradient: gradient.slice, firstMoment: first,
+                  secondMoment: second, step: step + 1, learningRate: 0.01, weightDecay: 0.01)
+              }
+            }
+          }
+        }
+      }
+    }
   }
 
   /// PiSSA and OLoRA find their initial values again in the base weight; signs may differ from those of

@@ -117,7 +117,8 @@ struct EVATests {
     }
     // The settings that come of it match the same modules with the same ranks again.
     let again = try LoRAConfig(config.object)
-    #expect(again == config)
+    // A file has targets in order.
+    #expect(again.object == config.object)
     for path in targets { #expect(try again.rank(path) == peft.lora(path).rank) }
   }
 
@@ -128,7 +129,9 @@ struct EVATests {
     var whole = IncrementalPCA(count: 6)
     try whole.add(rows)
     var parts = IncrementalPCA(count: 6)
-    for start in stride(from: 0, to: 40, by: 10) { try parts.add(rows.rowRange(start..<start + 10)) }
+    for start in stride(from: 0, to: 40, by: 10) {
+      try parts.add(rows.rowRange(start..<start + 10))
+    }
     // With all components kept nothing is lost on the way.
     #expect(relativeError(parts.components!, whole.components!) < 1e-4)
     #expect(zip(parts.varianceRatios, whole.varianceRatios).allSatisfy { abs($0 - $1) < 1e-5 })
@@ -157,7 +160,8 @@ struct EVATests {
     }
     #expect(add(config, nil)?.message.contains("'eva'") == true)
     #expect(add(config, [])?.code == .invalidData)
-    let few = add(config, [Tensor.normal([3, 8], deviation: 1, key: DropoutKey(seed: 1, stream: 2))])
+    let few = add(
+      config, [Tensor.normal([3, 8], deviation: 1, key: DropoutKey(seed: 1, stream: 2))])
     #expect(few?.location == "first" && few?.message.contains("4") == true)
     config.rank = 5
     let many = add(config, [try golden.input.tensor("batches.0")])

@@ -110,4 +110,6 @@ extension LoRALayer {
 }
 
 /// |A|ᵢⱼ, for factors whose signs are free.
-func magnitudes(_ x: Tensor) -> Tensor { Tensor(shape: x.shape, scalars: x.scalars.map(\.magnitude)) }
+func magnitudes(_ x: Tensor) -> Tensor {
+  Tensor(shape: x.shape, scalars: x.scalars.map(\.magnitude))
+}

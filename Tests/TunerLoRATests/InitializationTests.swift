@@ -24,7 +24,8 @@ struct InitializationTests {
   /// Every folder of the goldens is in a list here.
   @Test func everyCaseIsRun() throws {
     let eva = EVATests.cases + ["eva-llama"]
-    let listed = Self.deterministic + Self.ofGradients + eva + ["pissa-niter", "orthogonal", "loftq"]
+    let listed =
+      Self.deterministic + Self.ofGradients + eva + ["pissa-niter", "orthogonal", "loftq"]
     #expect(try FileSystem.list(TestData.golden("inits")).sorted() == listed.sorted())
   }
 

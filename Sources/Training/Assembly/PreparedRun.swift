@@ -82,7 +82,12 @@ public struct PreparedRun {
       targets = try model.targetReport(of: "default")
     } else {
       let config = try configuration.adapterConfig(registry: registry, task: task)
-      targets = try model.add("default", any: config, seed: UInt64(configuration.arguments.seed))
+      targets = try model.add(
+        "default", any: config, seed: UInt64(configuration.arguments.seed),
+        calibration: config.needsCalibration
+          ? train.calibration(
+            batches: configuration.initializationBatches, configuration.arguments, objective)
+          : nil)
     }
     if train.truncatedCount > 0 {
       notices.append(

@@ -162,16 +162,22 @@ extension LoRAConfig.Initialization {
     }
   }
 
-  /// The members of the config file.
-  var members: [(String, JSONValue)] {
-    let own: [(String, JSONValue)] = [("init_lora_weights", json)]
+  /// The members of the config file, but for those that are kept though they have no meaning.
+  func members(besides kept: JSONObject) -> [(String, JSONValue)] {
+    let own: (key: String, object: JSONObject)?
     switch self {
-    case .loftq(let settings): return own + [("loftq_config", .object(settings.object))]
-    case .eva(let settings): return own + [("eva_config", .object(settings.object))]
-    case .corda(let settings): return own + [("corda_config", .object(settings.object))]
-    case .loraGA(let settings): return own + [("lora_ga_config", .object(settings.object))]
-    default: return own
+    case .loftq(let settings): own = ("loftq_config", settings.object)
+    case .eva(let settings): own = ("eva_config", settings.object)
+    case .corda(let settings): own = ("corda_config", settings.object)
+    case .loraGA(let settings): own = ("lora_ga_config", settings.object)
+    default: own = nil
     }
+    return [("init_lora_weights", json)]
+      + Self.keys.dropFirst().filter { kept[$0] == nil }.map { key in
+        if let own, own.key == key { return (key, .object(own.object)) }
+        // What peft writes where there is nothing.
+        return (key, key == "loftq_config" ? .object(JSONObject()) : .null)
+      }
   }
 
   /// Checks the settings.
