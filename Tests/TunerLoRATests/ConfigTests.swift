@@ -67,7 +67,7 @@ struct ConfigTests {
     ),
     (
       #"{"init_lora_weights": 1}"#,
-      "'init_lora_weights' is a number (1), true, false or a name was expected"
+      "'init_lora_weights' is an integer (1), true, false or a name was expected"
     ),
     (
       #"{"init_lora_weights": "loftq"}"#,
@@ -93,7 +93,7 @@ struct ConfigTests {
     ),
     (
       #"{"init_lora_weights": "eva", "eva_config": 2}"#,
-      "'eva_config' is a number (2), a mapping of settings was expected"
+      "'eva_config' is an integer (2), a mapping of settings was expected"
     ),
     (
       #"{"init_lora_weights": "corda", "corda_config": {"corda_method": "spm"}}"#,

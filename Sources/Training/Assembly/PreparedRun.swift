@@ -82,12 +82,13 @@ public struct PreparedRun {
       targets = try model.targetReport(of: "default")
     } else {
       let config = try configuration.adapterConfig(registry: registry, task: task)
+      let calibration =
+        config.needsCalibration
+        ? train.calibration(
+          batches: configuration.initializationBatches, configuration.arguments, objective) : nil
       targets = try model.add(
         "default", any: config, seed: UInt64(configuration.arguments.seed),
-        calibration: config.needsCalibration
-          ? train.calibration(
-            batches: configuration.initializationBatches, configuration.arguments, objective)
-          : nil)
+        calibration: calibration)
     }
     if train.truncatedCount > 0 {
       notices.append(
