@@ -24,20 +24,12 @@ public struct AdapterPlan {
   public struct Site {
     /// Its dotted path in the model.
     public let path: String
+    /// The path that patterns are matched against; see ``AdapterSite/target``.
+    public let target: String
     /// The layer.
     public let host: any AdapterHost
     /// Its parameters without anything merged into them.
     public let parameters: HostParameters
-  }
-
-  /// Adds initial values under the keys of peft's files.
-  mutating func add(_ values: [String: Tensor]) {
-    for site in sites {
-      let prefix = "base_model.model.\(site.path)."
-      for (key, value) in values where key.hasPrefix(prefix) {
-        initialValues[site.path, default: [:]][String(key.dropFirst(prefix.count))] = value
-      }
-    }
   }
 }
 

@@ -106,14 +106,6 @@ extension Tensor {
     .stackingRows(rows.map { rowRange($0..<$0 + 1) })
   }
 
-  /// Each row times a number of its own.
-  public func scalingRows(by factors: [Float]) -> Tensor {
-    precondition(factors.count == rows)
-    return Tensor.filled(shape) {
-      Rows.scaleRows(rows: rows, columns: columns, slice, by: Slice(factors), into: $0)
-    }
-  }
-
   private var matrixSize: (Int, Int) {
     precondition(shape.count == 2, "a matrix has two dimensions, not \(shape)")
     return (shape[0], shape[1])

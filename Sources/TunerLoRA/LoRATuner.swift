@@ -13,6 +13,11 @@ public enum LoRATuner: Tuner {
   /// What makes layers, in order; the first that returns one wins.
   public static let dispatchers: [any Dispatcher] = [LoRADispatcher()]
 
+  /// Whether `peft_type` is LORA and the update is not weight-decomposed.
+  public static func accepts(_ config: JSONObject) -> Bool {
+    config["peft_type"]?.string == peftType && config["use_dora"] != true
+  }
+
   /// The targets for a model type when the config names none.
   public static func defaultTargets(modelType: String) -> TargetModules? {
     defaultTargetTable[modelType]

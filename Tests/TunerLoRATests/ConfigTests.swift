@@ -108,7 +108,6 @@ struct ConfigTests {
       "'stable_gamma' is 0.0, a positive number was expected"
     ),
     (#"{"bias": "all"}"#, "'bias': \"all\" is not supported"),
-    (#"{"use_dora": true}"#, "'use_dora': true is not supported"),
     (#"{"layer_replication": [[0, 2]]}"#, "'layer_replication': [[0, 2]] is not supported"),
   ])
   func wrongAndUnsupportedKeysAreNamed(_ text: String, _ message: String) {

@@ -178,7 +178,7 @@ struct ConversionTests {
     }
     // In a mixed batch each row has its own.
     var context = ForwardContext(SequenceLayout(lengths: [1, 1, 1]))
-    context.sequenceAdapters = ["loftq", "__base__", "pissa"]
+    context.sequenceAdapters = try peft.sequenceAdapters(["loftq", "__base__", "pissa"])
     let mixed = withoutGradients { (toy.layer as! Linear)(x, context) }
     let wanted = Tensor.stackingRows([
       (base + changes["loftq"]!).rowRange(0..<1), base.rowRange(1..<2),

@@ -98,7 +98,10 @@ struct InitializationTests {
     let toy = try golden.makeToy()
     var plan = AdapterPlan(
       adapter: "a", config: try golden.config,
-      sites: [.init(path: "layer", host: toy.layer, parameters: toy.layer.parameters)], seed: 0,
+      sites: [
+        .init(
+          path: "layer", target: "layer", host: toy.layer, parameters: toy.layer.parameters)
+      ], seed: 0,
       calibration: try golden.calibration(toy), isLoading: false)
     let found = try LoRAGA.gradients(WatchedSites(plan), plan.calibration!)
     var expected = try golden.expected.tensor("gradient")
@@ -115,7 +118,10 @@ struct InitializationTests {
     let toy = try golden.makeToy()
     let plan = AdapterPlan(
       adapter: "a", config: try golden.config,
-      sites: [.init(path: "layer", host: toy.layer, parameters: toy.layer.parameters)], seed: 0,
+      sites: [
+        .init(
+          path: "layer", target: "layer", host: toy.layer, parameters: toy.layer.parameters)
+      ], seed: 0,
       calibration: try golden.calibration(toy), isLoading: false)
     let found = try CorDA.covariances(WatchedSites(plan), [0], plan.calibration!)
     let expected = try golden.expected.tensor("covariance")

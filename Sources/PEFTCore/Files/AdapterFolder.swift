@@ -7,8 +7,8 @@ public struct AdapterFolder {
   public let path: String
   /// The members of `adapter_config.json`.
   public let config: JSONObject
-  /// The tensors of `adapter_model.safetensors`.
-  public let tensors: SafetensorsFile
+  /// The tensors of `adapter_model.safetensors`, or of `adapter_model.bin`.
+  public let tensors: any TensorFile
   /// The tensors of `initial_adapter.safetensors`, where there is one.
   public let references: SafetensorsFile?
 
@@ -16,6 +16,8 @@ public struct AdapterFolder {
   public static let configName = "adapter_config.json"
   /// The name of the weights file.
   public static let weightsName = "adapter_model.safetensors"
+  /// The name of the weights file that older versions of peft wrote.
+  public static let torchWeightsName = "adapter_model.bin"
   /// The name of the file with the values that the adapter's changes are measured from, which PiSSA
   /// and the like have; peft passes over it.
   public static let referencesName = "initial_adapter.safetensors"
@@ -39,15 +41,17 @@ public struct AdapterFolder {
       throw PEFTError(.malformedFile, "is not a JSON object", at: configPath)
     }
     config = object
-    let weightsPath = FileSystem.join(path, Self.weightsName)
-    guard FileSystem.exists(weightsPath) else {
+    let weights = FileSystem.join(path, Self.weightsName)
+    let torchWeights = FileSystem.join(path, Self.torchWeightsName)
+    if FileSystem.exists(weights) {
+      tensors = try SafetensorsFile(weights)
+    } else if FileSystem.exists(torchWeights) {
+      tensors = try TorchFile(torchWeights)
+    } else {
       throw PEFTError(
         .fileNotFound, "has no \(Self.weightsName)", at: path,
-        remedy: FileSystem.exists(FileSystem.join(path, "adapter_model.bin"))
-          ? "Save the adapter with safe_serialization=True first."
-          : "An adapter folder holds \(Self.configName) and \(Self.weightsName).")
+        remedy: "An adapter folder holds \(Self.configName) and \(Self.weightsName).")
     }
-    tensors = try SafetensorsFile(weightsPath)
     let referencesPath = FileSystem.join(path, Self.referencesName)
     references =
       FileSystem.exists(referencesPath) ? try SafetensorsFile(referencesPath) : nil
@@ -65,6 +69,8 @@ public struct LoadReport: Sendable {
   public internal(set) var missing: [String] = []
   /// Keys that the file has and the adapter lacks.
   public internal(set) var unexpected: [String] = []
+  /// Keys whose shapes differ, where that was allowed; their tensors were not loaded.
+  public internal(set) var mismatched: [(key: String, found: [Int], expected: [Int])] = []
 
   /// The report in one line.
   public var summary: String {
@@ -78,13 +84,13 @@ public struct TargetReport: Sendable {
   public internal(set) var matched: [String] = []
   /// Paths of the modules trained in full.
   public internal(set) var saved: [String] = []
+  /// Paths that the config targets, but the state does not that decided about the layers.
+  public internal(set) var additionalInConfig: [String] = []
+  /// Paths that this state has adapters for, but the config does not target.
+  public internal(set) var additionalInState: [String] = []
 }
 
-extension SafetensorsFile {
-  /// All tensors by name.
-  func all() throws(PEFTError) -> [String: Tensor] {
-    var result: [String: Tensor] = [:]
-    for name in names { result[name] = try tensor(name) }
-    return result
-  }
+/// That an adapter comes from files, and what these have for ``TunerLayer/referenceTensors``.
+struct AdapterOrigin {
+  let references: (any TensorFile)?
 }

@@ -28,14 +28,17 @@ extension PeftModel {
   public func add(
     _ name: String, any config: any TunerConfig, seed: UInt64, calibration: Calibration? = nil
   ) throws(PEFTError) -> TargetReport {
-    try add(name, config, seed: seed, calibration: calibration, loading: nil)
+    try add(
+      name, any: config, seed: seed, stateKeys: nil, isLoading: false, calibration: calibration)
   }
 
-  /// Adds an adapter; `references` are values that a file has for ``TunerLayer/referenceTensors``,
-  /// by key, when the adapter comes from a file.
+  /// The same, with sites that the keys of a state name rather than the config, and without
+  /// initial values when others are to be loaded.
+  ///
+  /// An adapter from files begins with no data, and its references are theirs.
   func add(
-    _ name: String, _ config: any TunerConfig, seed: UInt64, calibration: Calibration?,
-    loading references: [String: Tensor]?
+    _ name: String, any config: any TunerConfig, seed: UInt64, stateKeys: [String]?,
+    isLoading: Bool, calibration: Calibration? = nil, from origin: AdapterOrigin? = nil
   ) throws(PEFTError) -> TargetReport {
     try checkNewName(name)
     try config.validate()
@@ -50,16 +53,19 @@ extension PeftModel {
       }
     }
     if config.baseModel == nil { config.baseModel = info.nameOrPath }
-    let (matched, saved) = try match(&config, entry.tuner)
-    var plan = AdapterPlan(
-      adapter: name, config: config,
-      sites: matched.map { place in
-        let (path, host) = hosts[place]
-        let parameters = (host.adapters as? AdapterStack)?.untouched(host) ?? host.parameters
-        return AdapterPlan.Site(path: path, host: host, parameters: parameters)
-      }, seed: seed, calibration: calibration, isLoading: references != nil)
-    plan.add(references ?? [:])
-    try prepare(&plan, entry.tuner)
+    var (matched, saved) = try match(&config, entry.tuner, allowsNone: stateKeys != nil)
+    var report = TargetReport()
+    if let stateKeys {
+      let named = try self.sites(namedBy: stateKeys)
+      report.additionalInConfig = matched.filter { !named.contains($0) }.map { hosts[$0].path }
+      report.additionalInState = named.filter { !matched.contains($0) }.map { hosts[$0].path }
+      matched = named
+    }
+    let plan = try prepared(
+      AdapterPlan(
+        adapter: name, config: config, sites: matched.map(planSite), seed: seed,
+        calibration: calibration, isLoading: isLoading || origin != nil,
+        initialValues: try initialValues(at: matched, in: origin?.references)), entry.tuner)
     config = plan.config
     let planned = Dictionary(uniqueKeysWithValues: plan.sites.map { ($0.path, $0) })
     let sites = matched.filter { planned[hosts[$0].path] != nil }
@@ -67,10 +73,10 @@ extension PeftModel {
     var made: [(place: Int, layer: any TunerLayer)] = []
     for place in sites {
       let (path, host) = hosts[place]
-      let owner = enclosing[place].map { hosts[$0.owner].path }
       let site = AdapterSite(
-        host: host, path: path, target: owner ?? path, adapter: name, config: config, seed: seed,
-        parameters: planned[path]!.parameters, initialValues: plan.initialValues[path] ?? [:])
+        host: host, path: path, target: targetPath(place), adapter: name, config: config,
+        seed: seed, parameters: planned[path]!.parameters,
+        initialValues: plan.initialValues[path] ?? [:], isLoading: isLoading)
       made.append((place, try Self.makeLayer(site, entry)))
     }
     for (place, layer) in made {
@@ -83,8 +89,10 @@ extension PeftModel {
     records.append(
       AdapterRecord(name: name, config: config, tuner: entry.tuner, sites: sites, saved: saved))
     if records.count == 1 { selection.active = [name] }
-    updateTrainability()
-    return TargetReport(matched: sites.map { hosts[$0].path }, saved: saved.map { hosts[$0].path })
+    updateTrainability(of: [name])
+    report.matched = sites.map { hosts[$0].path }
+    report.saved = saved.map { hosts[$0].path }
+    return report
   }
 
   /// The modules that an adapter changes, and those that it replaces.
@@ -111,13 +119,11 @@ extension PeftModel {
       stack.remove(name)
       if stack.isEmpty { host.adapters = nil }
     }
+    let wasOnlyActive = selection.active == [name]
     records.removeAll { $0.name == name }
-    if selection.active == [name] {
-      selection.active = records.first.map { [$0.name] } ?? []
-    } else {
-      selection.active.removeAll { $0 == name }
-    }
-    updateTrainability()
+    selection.remove(name)
+    if wasOnlyActive { selection.active = records.first.map { [$0.name] } ?? [] }
+    updateTrainability(of: Set(selection.active))
   }
 
   /// Makes the given adapters the active ones, and their parameters the trainable ones.
@@ -144,8 +150,10 @@ extension PeftModel {
       }
     }
     if !mergedAdapters.isEmpty { unmerge() }
+    // Only what changes is visited: there may be hundreds of other adapters.
+    let concerned = Set(selection.active).union(names).union(selection.adjusted)
     selection.active = names
-    updateTrainability()
+    updateTrainability(of: concerned)
   }
 
   /// Switches all adapters off; the model then computes what the base computes.
@@ -164,7 +172,7 @@ extension PeftModel {
 
   // MARK: Pieces
 
-  private func checkNewName(_ name: String) throws(PEFTError) {
+  func checkNewName(_ name: String) throws(PEFTError) {
     if records.contains(where: { $0.name == name }) {
       throw PEFTError(.invalidAdapter, "Adapter with name '\(name)' already exists.")
     }
@@ -191,7 +199,7 @@ extension PeftModel {
   }
 
   private func match(
-    _ config: inout any TunerConfig, _ tuner: any Tuner.Type
+    _ config: inout any TunerConfig, _ tuner: any Tuner.Type, allowsNone: Bool
   ) throws(PEFTError) -> (sites: [Int], saved: [Int]) {
     var selection = config.targets
     if selection.modules == nil {
@@ -231,7 +239,7 @@ extension PeftModel {
     let saved = hosts.indices.filter { place in
       config.modulesToSave.contains { TargetMatcher.contains(hosts[place].path, $0) }
     }
-    if sites.isEmpty { throw Self.noMatch(selection, excluded: excluded) }
+    if sites.isEmpty, !allowsNone { throw Self.noMatch(selection, excluded: excluded) }
     for (inner, place) in enclosing.sorted(by: { $0.key < $1.key })
     where sites.contains(place.owner) && !sites.contains(inner) {
       sites.append(inner)
@@ -239,12 +247,27 @@ extension PeftModel {
     return (sites, saved)
   }
 
+  private func planSite(_ place: Int) -> AdapterPlan.Site {
+    let (path, host) = hosts[place]
+    return AdapterPlan.Site(
+      path: path, target: targetPath(place), host: host, parameters: untouched(host))
+  }
+
+  /// A host's parameters without anything merged into them.
+  func untouched(_ host: any AdapterHost) -> HostParameters {
+    (host.adapters as? AdapterStack)?.original ?? host.parameters
+  }
+
   /// Lets the tuner prepare an adapter, with the other adapters off.
-  private func prepare(_ plan: inout AdapterPlan, _ tuner: any Tuner.Type) throws(PEFTError) {
+  private func prepared(
+    _ plan: AdapterPlan, _ tuner: any Tuner.Type
+  ) throws(PEFTError) -> AdapterPlan {
+    var plan = plan
     let before = selection.isDisabled
     selection.isDisabled = true
     defer { selection.isDisabled = before }
     try tuner.prepare(&plan)
+    return plan
   }
 
   private static func noMatch(_ selection: TargetSelection, excluded: Int) -> PEFTError {
@@ -272,7 +295,7 @@ extension PeftModel {
       .noMatchingModule, message, remedy: "Please check the target modules and try again.")
   }
 
-  private static func makeLayer(
+  static func makeLayer(
     _ site: AdapterSite, _ entry: TunerRegistry.Entry
   ) throws(PEFTError) -> any TunerLayer {
     do {
@@ -288,8 +311,9 @@ extension PeftModel {
       remedy: "Currently, only the following modules are supported: \(supported).")
   }
 
-  func updateTrainability() {
-    for record in records {
+  private func updateTrainability(of names: Set<String>) {
+    selection.adjusted.subtract(names)
+    for record in records where names.contains(record.name) {
       let active = selection.active.contains(record.name)
       forEachParameter(of: record) { parameter, isTrained in
         parameter.isTrainable = active && isTrained

@@ -21,14 +21,20 @@ extension PeftModel {
   public func load(
     _ path: String, as name: String = "default", strict: Bool = true, initial: String? = nil
   ) throws(PEFTError) -> LoadReport {
-    let folder = try AdapterFolder(path)
-    let references =
-      try initial.map { (path) throws(PEFTError) in try AdapterFolder(path).tensors }
-      ?? folder.references
+    let references = try initial.map { (path) throws(PEFTError) in try AdapterFolder(path).tensors }
+    return try load(AdapterFolder(path), as: name, strict: strict, initial: references)
+  }
+
+  /// Adds the adapter of an opened folder; see ``load(_:as:strict:initial:)-(String,_,_,_)``.
+  @discardableResult
+  public func load(
+    _ folder: AdapterFolder, as name: String = "default", strict: Bool = true,
+    initial: (any TensorFile)? = nil
+  ) throws(PEFTError) -> LoadReport {
     do {
       _ = try add(
-        name, try registry.config(folder.config), seed: 0, calibration: nil,
-        loading: try references?.all() ?? [:])
+        name, any: try registry.config(of: folder), seed: 0, stateKeys: nil, isLoading: strict,
+        from: AdapterOrigin(references: initial ?? folder.references))
     } catch {
       throw error.located(at: folder.configPath)
     }
@@ -42,11 +48,19 @@ extension PeftModel {
 
   /// Overwrites the values of an adapter with tensors under peft's keys.
   ///
-  /// - Throws: ``PEFTError`` as ``load(_:as:strict:)``, and `invalidState` while the adapter is
-  ///   merged, as the merged weights would not follow; no value is changed when it throws.
+  /// - Throws: ``PEFTError`` as ``load(_:as:strict:initial:)-(String,_,_,_)``, and `invalidState` while the
+  ///   adapter is merged, as the merged weights would not follow; no value is changed when it
+  ///   throws.
   @discardableResult
   public func loadTensors(
-    _ file: SafetensorsFile, into name: String, strict: Bool = true
+    _ file: any TensorFile, into name: String, strict: Bool = true
+  ) throws(PEFTError) -> LoadReport {
+    try loadTensors(file, into: name, strict: strict, form: .file, ignoringMismatchedSizes: false)
+  }
+
+  func loadTensors(
+    _ file: any TensorFile, into name: String, strict: Bool, form: AdapterKeyForm,
+    ignoringMismatchedSizes: Bool
   ) throws(PEFTError) -> LoadReport {
     if mergedAdapters.contains(name) {
       throw PEFTError(
@@ -56,19 +70,19 @@ extension PeftModel {
     var values: [(Parameter, Tensor)] = []
     var known: Set<String> = []
     for tensor in try tensors(of: name) {
-      known.insert(tensor.key)
-      guard let entry = file[tensor.key] else {
-        report.missing.append(tensor.key)
+      let keys = ([tensor.key] + tensor.otherKeys).map { Self.key($0, as: form) }
+      let key = keys.first { file[$0] != nil } ?? keys[0]
+      known.insert(key)
+      guard let entry = file[key] else {
+        if tensor.isStored { report.missing.append(key) }
         continue
       }
-      guard entry.shape == tensor.parameter.shape else {
-        throw PEFTError(
-          .shapeMismatch,
-          "'\(tensor.key)' has shape \(entry.shape), the model needs \(tensor.parameter.shape)",
-          at: file.path, remedy: "The adapter was made for another base model or rank.")
+      if ignoringMismatchedSizes, entry.shape != tensor.parameter.shape {
+        report.mismatched.append((key, entry.shape, tensor.parameter.shape))
+        continue
       }
-      report.matched.append(tensor.key)
-      values.append((tensor.parameter, try file.tensor(tensor.key)))
+      values.append((tensor.parameter, try Self.value(key, tensor.parameter, file)))
+      report.matched.append(key)
     }
     report.unexpected = file.names.filter { !known.contains($0) }
     if strict, let problem = Self.problem(report) {
@@ -76,8 +90,33 @@ extension PeftModel {
         report.missing.isEmpty ? .unexpectedTensor : .missingTensor, problem, at: file.path,
         remedy: "The adapter was made for another base model or task, or the file is incomplete.")
     }
+    let before = values.map { ($0.0, $0.0.value) }
     for (parameter, value) in values { parameter.assign(value) }
+    do throws(PEFTError) {
+      for place in try record(name).sites {
+        let (path, host) = hosts[place]
+        do {
+          try (host.adapters as? AdapterStack)?.layer(name)?.didLoad(on: host)
+        } catch { throw error.located(at: "\(file.path), '\(path)'") }
+      }
+    } catch {
+      for (parameter, value) in before { parameter.assign(value) }
+      throw error
+    }
     return report
+  }
+
+  /// The tensor of a key for a parameter.
+  static func value(
+    _ key: String, _ parameter: Parameter, _ file: any TensorFile
+  ) throws(PEFTError) -> Tensor {
+    let shape = try file.entry(key).shape
+    guard shape == parameter.shape else {
+      throw PEFTError(
+        .shapeMismatch, "'\(key)' has shape \(shape), the model needs \(parameter.shape)",
+        at: file.path, remedy: "The adapter was made for another base model or rank.")
+    }
+    return try file.tensor(key)
   }
 
   /// Writes an adapter as a peft folder: config, weights and model card.
@@ -88,16 +127,25 @@ extension PeftModel {
   ///   - path: The folder.
   ///   - adapter: The adapter; the only active one by default.
   ///   - form: The trained form or the plain one.
+  ///   - type: What the tensors are written in: F32, F16 or BF16.
   ///   - card: Text of `README.md` after the front matter.
   ///   - extraFiles: Further files, by name, as a training run adds them.
   /// - Throws: ``PEFTError`` when the adapter is unknown, when several are active and none is
   ///   named, or when the folder cannot be written.
   public func save(
-    _ path: String, adapter: String? = nil, form: AdapterForm = .automatic, card: String? = nil,
+    _ path: String, adapter: String? = nil, form: SavedForm = .automatic,
+    as type: ElementType = .float32, card: String? = nil,
     extraFiles: [(name: String, text: String)] = []
   ) throws {
+    let oldCard = FileSystem.join(path, "README.md")
+    let old = FileSystem.exists(oldCard) ? try FileSystem.read(oldCard) : nil
     try FileSystem.writeDirectory(path) { folder in
-      try self.write(into: folder, adapter: adapter, form: form, card: card)
+      // The card of the folder that is replaced: its text is its author's.
+      if let old {
+        try FileSystem.write(
+          FileSystem.join(folder, "README.md"), String(decoding: old, as: UTF8.self))
+      }
+      try self.write(into: folder, adapter: adapter, form: form, as: type, card: card)
       for file in extraFiles {
         try FileSystem.write(FileSystem.join(folder, file.name), file.text)
       }
@@ -106,7 +154,8 @@ extension PeftModel {
 
   /// Writes the three files of an adapter into a folder that exists.
   public func write(
-    into folder: String, adapter: String? = nil, form: AdapterForm = .automatic,
+    into folder: String, adapter: String? = nil, form: SavedForm = .automatic,
+    as type: ElementType = .float32,
     card: String? = nil
   ) throws(PEFTError) {
     if adapter == nil, selection.active.count > 1 {
@@ -118,23 +167,72 @@ extension PeftModel {
     let name = adapter ?? selection.active.first ?? "default"
     let record = try record(name)
     let isPlain = form == .plain || form == .automatic && !record.config.isSelfContained
-    var config = isPlain ? record.config.plain().object : record.config.object
-    config["inference_mode"] = true
-    let items =
-      isPlain
-      ? try plainTensors(of: name)
-      : try tensors(of: name).map { SafetensorsItem($0.key, $0.parameter.value) }
-    let references = isPlain ? [] : try referenceItems(of: name)
-    if !references.isEmpty {
-      try SafetensorsWriter.write(
-        references, to: FileSystem.join(folder, AdapterFolder.referencesName))
+    let state = isPlain ? try plainState(of: name) : try state(of: name)
+    try state.write(to: FileSystem.join(folder, AdapterFolder.weightsName), as: type)
+    let referencesPath = FileSystem.join(folder, AdapterFolder.referencesName)
+    let references = isPlain ? nil : try referenceState(of: name)
+    if let references {
+      try references.write(to: referencesPath, as: type)
+    } else if FileSystem.exists(referencesPath) {
+      // Of an adapter that was here before.
+      FileSystem.removeTree(referencesPath)
     }
-    try SafetensorsWriter.write(items, to: FileSystem.join(folder, AdapterFolder.weightsName))
-    try FileSystem.write(
-      FileSystem.join(folder, AdapterFolder.configName),
-      JSONValue.object(config).text(.indented, sortedKeys: true))
-    let text = ModelCard(config: record.config, body: card).text
-    try FileSystem.write(FileSystem.join(folder, "README.md"), text)
+    let config = isPlain ? record.config.plain() : record.config
+    for (file, members) in config.files {
+      var members = members
+      if file == AdapterFolder.configName { members["inference_mode"] = true }
+      try FileSystem.write(
+        FileSystem.join(folder, file),
+        JSONValue.object(members).text(.indented, sortedKeys: true))
+    }
+    let cardPath = FileSystem.join(folder, "README.md")
+    let old = FileSystem.exists(cardPath) ? try FileSystem.read(cardPath) : nil
+    let card = ModelCard(
+      config: config, isTransformersModel: !info.modelType.isEmpty, body: card,
+      existing: old.map { String(decoding: $0, as: UTF8.self) })
+    try FileSystem.write(cardPath, card.text)
+  }
+
+  /// Writes several adapters the way peft does: the one named `default` into the folder itself,
+  /// every other into a folder of its name in it.
+  ///
+  /// What else is in an existing folder stays.
+  ///
+  /// - Parameters:
+  ///   - path: The folder.
+  ///   - adapters: Their names; all by default.
+  ///   - form: The trained form or the plain one.
+  ///   - type: What the tensors are written in.
+  /// - Throws: ``PEFTError`` `invalidAdapter` for unknown names, before anything is written, or
+  ///   when a file cannot be written.
+  public func saveAll(
+    _ path: String, adapters: [String]? = nil, form: SavedForm = .automatic,
+    as type: ElementType = .float32
+  ) throws {
+    let names = adapters ?? adapterNames
+    if names.contains(where: { !adapterNames.contains($0) }) {
+      throw PEFTError(
+        .invalidAdapter,
+        "You passed an invalid `selected_adapters` arguments, current supported adapter names are "
+          + "\(adapterNames) - got \(names).")
+    }
+    let isNew = !FileSystem.exists(path)
+    func write(into folder: String) throws {
+      for name in names {
+        if name == "default" {
+          try self.write(into: folder, adapter: name, form: form, as: type)
+        } else {
+          try self.save(
+            FileSystem.join(folder, name), adapter: name, form: form, as: type)
+        }
+      }
+    }
+    if isNew {
+      try FileSystem.writeDirectory(path, write)
+    } else {
+      try FileSystem.createDirectory(path)
+      try write(into: path)
+    }
   }
 
   private static func problem(_ report: LoadReport) -> String? {

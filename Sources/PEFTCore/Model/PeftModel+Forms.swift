@@ -2,7 +2,7 @@ import PEFTSupport
 import Tensors
 
 /// In which form an adapter is saved.
-public enum AdapterForm: Sendable {
+public enum SavedForm: Sendable {
   /// The plain form where peft could not put the trained form on a model from its files alone, as
   /// with values that came from data; the trained form otherwise.
   case automatic
@@ -18,48 +18,72 @@ extension PeftModel {
   /// The tensors of an adapter's plain form, under the keys of its files.
   ///
   /// - Throws: ``PEFTError`` when the adapter is unknown or has no plain form.
-  public func plainTensors(of adapter: String) throws(PEFTError) -> [SafetensorsItem] {
-    try items(of: adapter) { (layer) throws(PEFTError) in try layer.plainTensors() }
-  }
-
-  /// What the changes of an adapter are measured from, under the keys of its files.
-  func referenceItems(of adapter: String) throws(PEFTError) -> [SafetensorsItem] {
+  public func plainState(of adapter: String) throws(PEFTError) -> TensorTable {
+    // What is not a layer's, heads and the like, is saved as it is.
     let record = try record(adapter)
-    return record.sites.flatMap { place in
-      let (path, host) = hosts[place]
-      let layer = (host.adapters as? AdapterStack)?.layer(adapter)
-      return (layer?.referenceTensors ?? []).map {
-        SafetensorsItem("base_model.model.\(path).\($0.suffix)", $0.value)
-      }
-    }
-  }
-
-  private func items(
-    of adapter: String,
-    _ values: (any TunerLayer) throws(PEFTError) -> [(suffix: String, value: Tensor)]
-  ) throws(PEFTError) -> [SafetensorsItem] {
-    // Everything that is not a layer's, heads and the like, is saved as it is.
-    let record = try record(adapter)
-    var replaced: [String: [(suffix: String, value: Tensor)]] = [:]
-    var own: [String: String] = [:]
+    var replaced: [Int: [(key: String, tensor: Tensor)]] = [:]
+    var own: [String: Int] = [:]
     for place in record.sites {
       let (path, host) = hosts[place]
       guard let layer = (host.adapters as? AdapterStack)?.layer(adapter) else { continue }
-      do { replaced[path] = try values(layer) } catch { throw error.located(at: path) }
-      for parameter in layer.parameters {
-        own["base_model.model.\(path).\(parameter.suffix)"] = path
+      let file = filePath(place, among: record.sites)
+      for parameter in layer.parameters { own[parameter.keys(at: file)[0]] = place }
+      do {
+        replaced[place] = try layer.plainTensors().map { (Self.key($0.suffix, at: file), $0.value) }
+      } catch { throw error.located(at: path) }
+    }
+    var result: [(key: String, tensor: Tensor)] = []
+    for tensor in try tensors(of: adapter) where tensor.isStored {
+      if let place = own[tensor.key] {
+        result += replaced.removeValue(forKey: place) ?? []
+      } else {
+        result.append((tensor.key, tensor.parameter.value))
       }
     }
-    var result: [SafetensorsItem] = []
-    for tensor in try tensors(of: adapter) {
-      guard let path = own[tensor.key] else {
-        result.append(SafetensorsItem(tensor.key, tensor.parameter.value))
-        continue
+    return try TensorTable(result, path: "the plain state of '\(adapter)'")
+  }
+
+  /// What the changes of an adapter are measured from, under the keys of its files; `nil` where they
+  /// are measured from nothing.
+  func referenceState(of adapter: String) throws(PEFTError) -> TensorTable? {
+    let record = try record(adapter)
+    var result: [(key: String, tensor: Tensor)] = []
+    for place in record.sites.sorted() {
+      let layer = (hosts[place].host.adapters as? AdapterStack)?.layer(adapter)
+      let file = filePath(place, among: record.sites)
+      for (suffix, value) in layer?.referenceTensors ?? [] {
+        result.append((Self.key(suffix, at: file), value))
       }
-      for (suffix, value) in replaced.removeValue(forKey: path) ?? [] {
-        result.append(SafetensorsItem("base_model.model.\(path).\(suffix)", value))
+    }
+    return result.isEmpty
+      ? nil : try TensorTable(result, path: "the initial values of '\(adapter)'")
+  }
+
+  /// The tensors of a file by the path of the layer and the suffix of the parameter.
+  func initialValues(
+    at sites: [Int], in file: (any TensorFile)?
+  ) throws(PEFTError) -> [String: [String: Tensor]] {
+    guard let file else { return [:] }
+    var result: [String: [String: Tensor]] = [:]
+    var paths: [String: String] = [:]
+    for place in sites { paths[filePath(place, among: sites)] = hosts[place].path }
+    for key in file.names where key.hasPrefix(Self.filePrefix) {
+      let short = key.dropFirst(Self.filePrefix.count)
+      // The longest path that the key begins with, and what follows it.
+      var end = short.lastIndex(of: ".")
+      while let dot = end {
+        if let path = paths[String(short[..<dot])] {
+          result[path, default: [:]][String(short[short.index(after: dot)...])] =
+            try file.tensor(key)
+          break
+        }
+        end = short[..<dot].lastIndex(of: ".")
       }
     }
     return result
+  }
+
+  private static func key(_ suffix: String, at path: String) -> String {
+    "\(filePrefix)\(path).\(suffix)"
   }
 }

@@ -31,10 +31,10 @@ enum CorDA {
           let (covariance, inverse) = try dampen(covariances[leader]!)
           dampened = (leader, covariance, inverse)
         }
-        let rank = try config.rank(site.path)
+        let rank = try config.rank(site.target)
         let factors = try factors(
           site.parameters.matrix.dequantized(), dampened!.covariance, dampened!.inverse, rank,
-          try config.scaling(site.path, rank: rank), settings.method)
+          try config.scaling(site.target, rank: rank), settings.method)
         plan.initialValues[site.path] = ["lora_A.weight": factors.a, "lora_B.weight": factors.b]
       } catch {
         throw error.located(at: site.path)

@@ -35,7 +35,9 @@ enum EVA {
       guard rank > 0, let components = pca.components else { continue }
       var a = components.copyingRows(0..<rank)
       if settings.whitens {
-        a = a.scalingRows(by: pca.singularValues.prefix(rank).map { 1 / $0.squareRoot() })
+        a = a.scalingRows(
+          by: Tensor(
+            shape: [rank], scalars: pca.singularValues.prefix(rank).map { 1 / $0.squareRoot() }))
       }
       plan.initialValues[site.path] = ["lora_A.weight": a]
     }

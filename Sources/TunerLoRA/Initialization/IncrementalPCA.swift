@@ -39,7 +39,8 @@ struct IncrementalPCA {
       let factor = (Double(seen) / Double(total) * Double(n)).squareRoot()
       let correction = (0..<width).map { Float(factor * (before[$0] - batchMean[$0])) }
       stacked = .stackingRows([
-        components.scalingRows(by: singularValues), centred,
+        components.scalingRows(
+          by: Tensor(shape: [singularValues.count], scalars: singularValues)), centred,
         Tensor(shape: [1, width], scalars: correction),
       ])
     }
@@ -88,10 +89,11 @@ struct IncrementalPCA {
   }
 
   /// The sign of the largest element of each row.
-  private static func signs(_ matrix: Tensor) -> [Float] {
-    (0..<matrix.rows).map { row in
+  private static func signs(_ matrix: Tensor) -> Tensor {
+    let signs: [Float] = (0..<matrix.rows).map { row in
       let largest = matrix.rowRange(row..<row + 1).scalars.max { $0.magnitude < $1.magnitude } ?? 0
       return largest < 0 ? -1 : 1
     }
+    return Tensor(shape: [signs.count], scalars: signs)
   }
 }

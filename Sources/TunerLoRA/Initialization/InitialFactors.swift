@@ -46,7 +46,14 @@ struct InitialFactors {
     let given = Self.given(site)
     let isLinear = site.host.kernelShape.isEmpty && !(site.host is Embedding)
     if !isLinear { try initialization.checkWithoutWeight(site.host) }
-    switch isLinear ? initialization : initialization.withoutWeight {
+    let kind = isLinear ? initialization : initialization.withoutWeight
+    // A file's values take the place of those that nothing is measured from; and a model that is
+    // only described has no weights to begin from.
+    if kind.isPlainProduct ? site.isLoading : site.parameters.matrix is ShapeOnlyMatrix {
+      self = Self.zeros(site, rank, hasBias: config.usesLoRABias)
+      return
+    }
+    switch kind {
     case .standard, .gaussian, .random:
       self = Self.plain(
         site, initialization.withoutWeight, rank, hasBias: config.usesLoRABias)

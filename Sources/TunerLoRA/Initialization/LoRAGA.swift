@@ -24,9 +24,9 @@ enum LoRAGA {
       do throws(PEFTError) {
         guard let gradient = gradients[place] else { throw watched.notRun(place) }
         gradients[place] = nil
-        let rank = try config.rank(site.path)
+        let rank = try config.rank(site.target)
         let factors = try factors(
-          gradient, site, rank, try config.scaling(site.path, rank: rank), settings,
+          gradient, site, rank, try config.scaling(site.target, rank: rank), settings,
           seed: plan.seed)
         plan.initialValues[site.path] = ["lora_A.weight": factors.a, "lora_B.weight": factors.b]
       } catch {

@@ -49,6 +49,12 @@ extension LoRAConfig.Initialization {
     }
   }
 
+  /// Whether the adapter's change of the weight is s·B·A and nothing else.
+  package var isPlainProduct: Bool {
+    if case .loftq = self { return false }
+    return !hasReference
+  }
+
   /// Whether it begins from data.
   var needsData: Bool {
     switch self {
@@ -146,7 +152,7 @@ extension LoRAConfig.Initialization {
   }
 
   /// The value of `init_lora_weights`.
-  var json: JSONValue {
+  package var json: JSONValue {
     switch self {
     case .standard: return true
     case .random: return false

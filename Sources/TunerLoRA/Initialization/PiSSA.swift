@@ -38,9 +38,8 @@ extension InitialFactors {
         .invalidConfiguration, "the scaling is \(scaling); the singular values are divided by it",
         remedy: "Use a positive 'lora_alpha'.")
     }
-    let roots = s.map { ($0 / Float(scaling)).squareRoot() }
-    return InitialFactors(
-      a: vt.scalingRows(by: roots),
-      b: u.scalingColumns(by: Tensor(shape: [roots.count], scalars: roots)))
+    let roots = Tensor(
+      shape: [s.count], scalars: s.map { ($0 / Float(scaling)).squareRoot() })
+    return InitialFactors(a: vt.scalingRows(by: roots), b: u.scalingColumns(by: roots))
   }
 }

@@ -4,6 +4,22 @@ import PEFTSupport
 import Tensors
 
 extension InitialFactors {
+  /// Nothing but zeros.
+  static func zeros(_ site: AdapterSite, _ rank: Int, hasBias: Bool) -> InitialFactors {
+    let (a, b) = shapes(site.host, rank)
+    var factors = InitialFactors(a: .zeros(a), b: .zeros(b))
+    if hasBias { factors.bias = .zeros([site.host.outputFeatures]) }
+    return factors
+  }
+
+  /// The shapes of A and B.
+  private static func shapes(_ host: any AdapterHost, _ rank: Int) -> (a: [Int], b: [Int]) {
+    (
+      [rank, host.inputFeatures] + host.kernelShape,
+      [host.outputFeatures, rank / host.groups] + host.kernelShape.map { _ in 1 }
+    )
+  }
+
   /// `true`, `"gaussian"` and `false`, as PyTorch's layers and peft begin: uniform in ±1/√fan_in or
   /// normal, B zero but for `false`; an embedding has A zero and B normal. In the shapes of the host's
   /// kind.
@@ -11,8 +27,7 @@ extension InitialFactors {
     _ site: AdapterSite, _ initialization: LoRAConfig.Initialization, _ rank: Int, hasBias: Bool
   ) -> InitialFactors {
     let host = site.host
-    let aShape = [rank, host.inputFeatures] + host.kernelShape
-    let bShape = [host.outputFeatures, rank / host.groups] + host.kernelShape.map { _ in 1 }
+    let (aShape, bShape) = shapes(host, rank)
     let isRandom = initialization == .random
     if host is Embedding {
       return InitialFactors(
