@@ -13,12 +13,14 @@ public protocol LowRankLayer: TunerLayer {
   var b: Parameter { get }
   /// s.
   var scaling: Double { get }
+  /// The factors of ΔW, with the scaling in A.
+  ///
+  /// - Throws: ``PEFTError``: factors that have no product, or a change that is more than one.
+  var change: FactoredChange { get throws(PEFTError) }
 }
 
 extension LowRankLayer {
-  /// The factors of ΔW, with the scaling in A.
-  ///
-  /// - Throws: ``PEFTError`` `shapeMismatch` when the factors have no product.
+  /// s·A and B.
   public var change: FactoredChange {
     get throws(PEFTError) {
       try FactoredChange(a: a.value.scaled(by: Float(scaling)), b: b.value)

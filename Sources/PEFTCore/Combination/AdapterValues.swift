@@ -77,9 +77,9 @@ public struct AdapterValues: Sendable {
 }
 
 extension PeftModel {
-  /// The values of an adapter, its present scalings included.
+  /// The values of an adapter in its plain form, its present scalings included.
   ///
-  /// - Throws: ``PEFTError`` `invalidAdapter` when there is no such adapter.
+  /// - Throws: ``PEFTError`` when there is no such adapter, or it has no plain form.
   public func values(of adapter: String) throws(PEFTError) -> AdapterValues {
     let record = try record(adapter)
     var scalings: [String: Double] = [:]
@@ -88,9 +88,12 @@ extension PeftModel {
         scalings[layer.filePath] = scaled.scaling
       }
     }
+    // What the values refer to, as PiSSA's do, is not in them.
+    let state = try plainState(of: adapter)
     return AdapterValues(
-      name: adapter, config: record.config.object,
-      tensors: try tensors(of: adapter).map { ($0.key, $0.parameter.value) }, scalings: scalings)
+      name: adapter, config: record.config.plain().object,
+      tensors: try state.names.map { (name) throws(PEFTError) in (name, try state.tensor(name)) },
+      scalings: scalings)
   }
 
   /// Adds a new adapter with given values.
@@ -110,7 +113,7 @@ extension PeftModel {
   ) throws(PEFTError) -> TargetReport {
     let report = try add(
       name, any: try registry.config(state.config), seed: 0, stateKeys: nil,
-      isLoading: !allowingFresh)
+      isLoading: !allowingFresh, from: AdapterOrigin(references: nil))
     do throws(PEFTError) {
       let loaded = try loadTensors(try state.table, into: name, strict: false)
       try check(loaded, of: try record(name), allowingFresh: allowingFresh)
@@ -124,7 +127,7 @@ extension PeftModel {
   private func check(
     _ loaded: LoadReport, of record: AdapterRecord, allowingFresh: Bool
   ) throws(PEFTError) {
-    let adapted = record.sites.map { "\(Self.filePrefix)\(filePath($0, record))." }
+    let adapted = record.sites.map { "\(Self.filePrefix)\(filePath($0, among: record.sites))." }
     let missing = loaded.missing.first { key in adapted.contains { key.hasPrefix($0) } }
     if let missing, !allowingFresh {
       throw PEFTError(

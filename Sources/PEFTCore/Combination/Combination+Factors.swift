@@ -82,7 +82,7 @@ extension Combination {
       }
       let sum = merge(changes, weights: parts.map(\.weight))
       return limited(
-        try SingularDecomposition.groups(sum, count: first.groups), rank: rank, first, module)
+        try Decomposition.groups(sum, count: first.groups), rank: rank, first, module)
     }
   }
 
@@ -150,13 +150,13 @@ extension Combination {
 
   /// The best factors of a rank, limited to a quantile if that is wanted.
   private func limited(
-    _ groups: [SingularDecomposition], rank: Int, _ like: FactoredChange, _ module: String
+    _ groups: [Decomposition], rank: Int, _ like: FactoredChange, _ module: String
   ) -> FactoredChange {
     let most = min(like.outputs / like.groups, like.inputs)
     let groupRank = min((rank + like.groups - 1) / like.groups, most)
     var groups = groups
     if let signs { groups = groups.map { $0.flipped(signs(module, $0.vt)) } }
-    let factors = SingularDecomposition.factors(groups, groupRank: groupRank)
+    let factors = Decomposition.factors(groups, groupRank: groupRank)
     guard let svdClamp else { return factors }
     let limit = Self.quantile(svdClamp, of: factors.b.scalars + factors.a.scalars)
     func limited(_ tensor: Tensor) -> Tensor {

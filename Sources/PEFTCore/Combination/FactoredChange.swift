@@ -92,12 +92,12 @@ public struct FactoredChange: Sendable {
   /// The singular values and vectors of each group's product, which is not made.
   ///
   /// - Throws: ``PEFTError`` `numericalFailure` when a factor is not finite.
-  public func decomposed() throws(PEFTError) -> [SingularDecomposition] {
-    var result: [SingularDecomposition] = []
+  public func decomposed() throws(PEFTError) -> [Decomposition] {
+    var result: [Decomposition] = []
     for group in 0..<groups {
       let (a, b) = (aBlock(group), bBlock(group))
       result.append(
-        SingularDecomposition(
+        Decomposition(
           try LAPACK.svd(b.slice, times: a.slice, m: b.rows, r: groupRank, n: inputs), m: b.rows,
           n: inputs))
     }
@@ -105,35 +105,21 @@ public struct FactoredChange: Sendable {
   }
 }
 
-/// The singular values and vectors of a matrix, U·diag(S)·Vᵀ.
-public struct SingularDecomposition: Sendable {
-  /// `[m, k]`; the largest component of each column is positive.
-  public let u: Tensor
-  /// Falling.
-  public let s: [Float]
-  /// `[k, n]`.
-  public let vt: Tensor
-
-  init(_ found: SingularValues, m: Int, n: Int) {
-    u = Tensor(shape: [m, found.rank], slice: found.u.readOnly)
-    s = found.s.array
-    vt = Tensor(shape: [found.rank, n], slice: found.vt.readOnly)
-  }
-
+extension Decomposition {
   /// Decomposes groups of rows of a matrix.
   ///
   /// - Throws: ``PEFTError`` `numericalFailure` when the matrix is not finite.
   public static func groups(_ matrix: Tensor, count: Int) throws(PEFTError)
-    -> [SingularDecomposition]
+    -> [Decomposition]
   {
     let (rows, columns) = (matrix.rows / count, matrix.columns)
-    var result: [SingularDecomposition] = []
+    var result: [Decomposition] = []
     for group in 0..<count {
       let block = matrix.rowRange(group * rows..<(group + 1) * rows).slice
       // Double precision takes twice as long, which counts for large matrices.
       let isSmall = rows * columns <= 1 << 20
       result.append(
-        SingularDecomposition(
+        Decomposition(
           isSmall
             ? try LAPACK.preciseSVD(block, m: rows, n: columns)
             : try LAPACK.svd(block, m: rows, n: columns), m: rows, n: columns))
@@ -160,7 +146,7 @@ public struct SingularDecomposition: Sendable {
   ///
   /// - Parameter rank: Of each group; where it exceeds what there is, the rest is zero.
   public static func factors(
-    _ groups: [SingularDecomposition], groupRank rank: Int
+    _ groups: [Decomposition], groupRank rank: Int
   ) -> FactoredChange {
     var rows: [Tensor] = []
     var columns: [Tensor] = []
@@ -179,29 +165,13 @@ public struct SingularDecomposition: Sendable {
       .stackingRows(rows), .stackingRows(columns), groups: groups.count)
   }
 
-  private static func scalingRows(_ tensor: Tensor, _ factors: [Float]) -> Tensor {
-    var result = tensor.detached
-    let columns = tensor.columns
-    result.withMutableSlice { all in
-      for (row, factor) in factors.enumerated() where factor != 1 {
-        let part = all[row * columns..<(row + 1) * columns]
-        VectorMath.scale(factor, part.readOnly, into: part)
-      }
-    }
-    return result
-  }
-
   /// The same decomposition with other signs of the vectors.
-  func flipped(_ signs: [Float]) -> SingularDecomposition {
-    SingularDecomposition(
-      u: u.scalingColumns(by: Tensor(shape: [s.count], scalars: signs)), s: s,
-      vt: Self.scalingRows(vt, signs))
-  }
-
-  private init(u: Tensor, s: [Float], vt: Tensor) {
-    self.u = u
-    self.s = s
-    self.vt = vt
+  func flipped(_ signs: [Float]) -> Decomposition {
+    let signs = Tensor(shape: [s.count], scalars: signs)
+    var result = self
+    result.u = u.scalingColumns(by: signs)
+    result.vt = vt.scalingRows(by: signs)
+    return result
   }
 }
 

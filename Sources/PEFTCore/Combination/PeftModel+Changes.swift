@@ -14,14 +14,21 @@ public struct AdaptedLayer {
   public let host: any AdapterHost
   /// The adapter's layer.
   public let layer: any TunerLayer
+  /// The host's parameters without any adapter.
+  public let parameters: HostParameters
+
   /// The host's weight without any adapter.
-  public let base: any WeightMatrix
+  public var base: any WeightMatrix { parameters.matrix }
 
   /// ΔW in full, `[base.rows, base.columns]`: a row for each output, an embedding's for each token.
   ///
   /// - Throws: ``PEFTError`` when the change is none of the weight.
   public func fullChange() throws(PEFTError) -> Tensor {
+    let base = base
     var change = Tensor.zeros([base.rows, base.columns])
+    if let standIn = layer.standIn {
+      change = standIn.dequantized() + base.dequantized().scaled(by: -1)
+    }
     do {
       try layer.addDelta(rows: 0..<base.rows, to: &change, base: base)
     } catch {
@@ -41,7 +48,7 @@ public struct AdaptedLayer {
   ) throws(PEFTError) -> any TunerLayer {
     let site = AdapterSite(
       host: host, path: path, target: target, adapter: "sibling", config: config, seed: 0,
-      isLoading: true)
+      parameters: parameters, isLoading: true)
     return try PeftModel.makeLayer(site, TunerRegistry.Entry(tuner: tuner))
   }
 }
@@ -56,9 +63,9 @@ extension PeftModel {
       let (path, host) = hosts[place]
       guard let layer = (host.adapters as? AdapterStack)?.layer(adapter) else { return nil }
       return AdaptedLayer(
-        path: path, filePath: filePath(place, record),
+        path: path, filePath: filePath(place, among: record.sites),
         target: targetPath(place), host: host, layer: layer,
-        base: originalParameters(of: host).matrix)
+        parameters: untouched(host))
     }
   }
 }

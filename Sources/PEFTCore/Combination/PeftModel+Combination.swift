@@ -54,15 +54,10 @@ extension PeftModel {
       guard let host = hosts.first(where: { $0.path == place })?.host else {
         throw PEFTError(.noMatchingModule, "the base model has no module '\(path)'")
       }
-      let stored = originalParameters(of: host).matrix.dequantized()
+      let stored = untouched(host).matrix.dequantized()
       return try BaseWeights.oriented(
         stored, outputs: outputs, inputs: inputs, isTransposed: host is Embedding,
         at: path)
     }
-  }
-
-  /// A host's parameters as they were before any adapter was merged.
-  func originalParameters(of host: any AdapterHost) -> HostParameters {
-    (host.adapters as? AdapterStack)?.original ?? host.parameters
   }
 }

@@ -9,6 +9,8 @@ public struct AdapterFolder {
   public let config: JSONObject
   /// The tensors of `adapter_model.safetensors`, or of `adapter_model.bin`.
   public let tensors: any TensorFile
+  /// The tensors of `initial_adapter.safetensors`, where there is one.
+  public let references: SafetensorsFile?
 
   /// The names of the two files.
   public static let configName = "adapter_config.json"
@@ -16,6 +18,9 @@ public struct AdapterFolder {
   public static let weightsName = "adapter_model.safetensors"
   /// The name of the weights file that older versions of peft wrote.
   public static let torchWeightsName = "adapter_model.bin"
+  /// The name of the file with the values that the adapter's changes are measured from, which PiSSA
+  /// and the like have; peft passes over it.
+  public static let referencesName = "initial_adapter.safetensors"
 
   /// Opens a folder.
   ///
@@ -47,6 +52,9 @@ public struct AdapterFolder {
         .fileNotFound, "has no \(Self.weightsName)", at: path,
         remedy: "An adapter folder holds \(Self.configName) and \(Self.weightsName).")
     }
+    let referencesPath = FileSystem.join(path, Self.referencesName)
+    references =
+      FileSystem.exists(referencesPath) ? try SafetensorsFile(referencesPath) : nil
   }
 
   /// The path of the config file.
@@ -101,4 +109,9 @@ public struct TargetReport: Sendable {
   public internal(set) var additionalInConfig: [String] = []
   /// Paths that this state has adapters for, but the config does not target.
   public internal(set) var additionalInState: [String] = []
+}
+
+/// That an adapter comes from files, and what these have for ``TunerLayer/referenceTensors``.
+struct AdapterOrigin {
+  let references: (any TensorFile)?
 }

@@ -95,8 +95,8 @@ public final class PeftModel {
 
   /// The path under which the files of an adapter have a layer: peft wraps a layer that is adapted,
   /// and what is inside of it becomes part of its `base_layer`.
-  func filePath(_ place: Int, _ record: AdapterRecord) -> String {
-    guard let (owner, name) = enclosing[place], record.sites.contains(owner) else {
+  func filePath(_ place: Int, among sites: [Int]) -> String {
+    guard let (owner, name) = enclosing[place], sites.contains(owner) else {
       return hosts[place].path
     }
     return "\(hosts[owner].path).base_layer.\(name)"

@@ -144,7 +144,7 @@ private struct DecomposedLayer {
   let target: String
   /// A LoRA layer of the host, for names and shapes.
   private let model: any TunerLayer
-  private let groups: [SingularDecomposition]
+  private let groups: [Decomposition]
   private let groupRank: Int
 
   /// The rank that is wanted here.
@@ -165,14 +165,14 @@ private struct DecomposedLayer {
       let change = try BaseWeights.oriented(
         try layer.fullChange(), outputs: shapes.outputs, inputs: shapes.inputs,
         isTransposed: layer.host is Embedding, at: layer.path)
-      groups = try SingularDecomposition.groups(change, count: 1)
+      groups = try Decomposition.groups(change, count: 1)
     }
     let most = min(shapes.outputs / groups.count, shapes.inputs)
     let count = groups.count
     switch wanted {
     case .fixed(let rank): groupRank = (rank + count - 1) / count
     case .energy(let share):
-      groupRank = groups.map { SingularDecomposition.rank(forEnergy: share, of: $0.s) }.max() ?? 1
+      groupRank = groups.map { Decomposition.rank(forEnergy: share, of: $0.s) }.max() ?? 1
     }
     guard groupRank <= most else {
       throw PEFTError(
@@ -184,7 +184,7 @@ private struct DecomposedLayer {
 
   /// The factors under their keys.
   func tensors(rank: Int) -> [(key: String, value: Tensor)] {
-    let found = SingularDecomposition.factors(groups, groupRank: rank / groups.count)
+    let found = Decomposition.factors(groups, groupRank: rank / groups.count)
     let (a, b) = (model.parameters[0], model.parameters[1])
     let place = "base_model.model.\(filePath)"
     return [
