@@ -119,6 +119,33 @@ struct CombinationModelTests {
     #expect(!report.isNew)
   }
 
+  /// PiSSA's change is measured from the initial factors: what is combined and converted is the change.
+  @Test func adaptersThatReferToInitialValues() throws {
+    let golden = try GoldenCase("llama")
+    let peft = try golden.loadModel()
+    let targets = TargetSelection(.list(["q_proj", "down_proj"]))
+    try peft.add(
+      "pissa", LoRAConfig(rank: 3, alpha: 5, targets: targets, initialization: .pissa))
+    for tensor in try peft.tensors(of: "pissa") {
+      let noise = Tensor.normal(
+        tensor.parameter.shape, deviation: 0.1, key: DropoutKey(seed: 1, stream: siteID(tensor.key))
+      )
+      tensor.parameter.assign(tensor.parameter.value + noise)
+    }
+    try peft.setActive(["pissa"])
+    let batch = try golden.batch(golden.input)
+    let expected = withoutGradients { golden.output(peft, batch) }
+    try peft.combine(["pissa"], weights: [1], into: "same", Combination(.linear))
+    try peft.combine(["pissa"], weights: [1], into: "decomposed", Combination(.svd, svdRank: 6))
+    try peft.combine(["pissa", "pissa"], weights: [3, -2], into: "sum", Combination(.cat))
+    try peft.add("converted", peft.convertToLoRA("pissa", rank: .fixed(6)).values)
+    for name in ["same", "decomposed", "sum", "converted"] {
+      try peft.setActive([name])
+      #expect(
+        relativeError(withoutGradients { golden.output(peft, batch) }, expected) < 1e-5, "\(name)")
+    }
+  }
+
   /// peft's `set_scale`, `scale_layer` and `unscale_layer`: factors of the configured scaling and
   /// of the present one.
   @Test func scales() throws {
