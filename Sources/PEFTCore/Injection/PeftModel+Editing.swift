@@ -79,6 +79,7 @@ extension PeftModel {
         "Incompatible methods: \(record.tuner) and \(entry.tuner)", at: folder.configPath)
     }
     // All is made before anything is changed.
+    let references = try initialValues(at: record.sites, in: folder.references)
     let keys = Set(folder.tensors.names)
     var made: [(stack: AdapterStack, layer: any TunerLayer)] = []
     var report = LoadReport()
@@ -99,7 +100,7 @@ extension PeftModel {
       }
       let site = AdapterSite(
         host: host, path: path, target: targetPath(place), adapter: name, config: config, seed: 0,
-        isLoading: true)
+        parameters: untouched(host), initialValues: references[path] ?? [:], isLoading: true)
       let layer = try Self.makeLayer(site, entry)
       let wasTrainable = old.parameters.contains { $0.parameter.isTrainable }
       for parameter in layer.parameters {

@@ -28,7 +28,7 @@ extension PeftModel {
     var result: [AdapterTensor] = []
     for place in places {
       let host = hosts[place].host
-      let path = filePath(place, record)
+      let path = filePath(place, among: record.sites)
       guard let stack = host.adapters as? AdapterStack else { continue }
       for parameter in stack.layer(adapter)?.parameters ?? [] {
         let keys = parameter.keys(at: path)
