@@ -261,8 +261,8 @@ def visible(output: torch.Tensor, inputs: dict) -> torch.Tensor:
 
 def make_adapter(subject: Subject, settings: dict, folder: Path, seed: int) -> Path:
     """An adapter of peft with random A, B and classifier, which changes the output clearly."""
-    torch.manual_seed(seed)
     model = get_peft_model(subject.base(), LoraConfig(**settings))
+    torch.manual_seed(seed)  # the base seeds too
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
@@ -542,6 +542,14 @@ def main() -> None:
             for subject in subjects(data):
                 if subject.method == "lora":
                     roundtrip_methods.check(subject, examples(subject, data, 8), tool, report)
+                elif not subject.is_classifier:
+                    halved = {**subject.first, "lora_alpha": 8}
+                    pair = [
+                        make_adapter(subject, halved, folder / f"order-{seed}", seed)
+                        for seed in (1, 2)
+                    ]
+                    inputs = roundtrip_methods.padded(examples(subject, data, 8))
+                    roundtrip_methods.check_order(subject, pair, inputs, tool, report)
     report.print()
     if not report.rows:
         sys.exit("nothing was checked")

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel
 
 LOGITS = 1e-5
 
@@ -75,24 +74,10 @@ def check(subject, rows: list[dict], tool, report) -> None:
         report.add_fact(
             subject.name, f"effect of {method}", f"{untouched:.1e}", untouched > 1e-2
         )
-    if not subject.is_classifier:
-        check_order(subject, inputs, tool, report)
 
 
-def check_order(subject, inputs: dict, tool, report) -> None:
-    """Two DoRA adapters in both orders."""
-    folders = []
-    for seed in (11, 12):
-        torch.manual_seed(seed)
-        settings = LoraConfig(**subject.first, use_dora=True, init_lora_weights=False)
-        model = PeftModel(subject.base(), settings)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "magnitude" in name:
-                    parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
-        folder = tool.folder / subject.name / f"order-{seed}"
-        model.save_pretrained(folder)
-        folders.append(folder)
+def check_order(subject, folders: list[Path], inputs: dict, tool, report) -> None:
+    """Two DoRA adapters in both orders, merged or not."""
     names = [folder.name for folder in folders]
     ours, theirs = [], []
     for order in (names, names[::-1]):
