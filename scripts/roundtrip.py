@@ -4,7 +4,9 @@
 For all-MiniLM-L6-v2 (a classifier with 77 labels) and stories260k (a causal language model):
 adapters made by peft give the same logits, losses and gradients in the tool; ten steps of
 `peft train` give torch's losses; the adapter that the tool saves loads in peft and gives the same
-logits. Also the models themselves, against the reference.json beside them.
+logits. Also the models themselves, against the reference.json beside them. The same with DoRA, and
+EDoRA and LoRA-XS adapters of the tool that `peft convert` turns into what peft can load
+(roundtrip_methods.py).
 
     python scripts/roundtrip.py --peft-binary .build/release/peft --data ../shared/data
 
@@ -19,11 +21,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import roundtrip_methods  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from peft import (  # noqa: E402
@@ -129,6 +132,11 @@ class Subject:
     def is_classifier(self) -> bool:
         return self.task == "SEQ_CLS"
 
+    @property
+    def method(self) -> str:
+        """The first adapter's, as the tool calls it."""
+        return "dora" if self.first.get("use_dora") else "lora"
+
     def base(self, path: Path | None = None):
         # A head that the folder lacks is random, but always the same.
         torch.manual_seed(77)
@@ -153,7 +161,7 @@ class Subject:
 
 def subjects(data: Path) -> list[Subject]:
     projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    return [
+    found = [
         Subject(
             name="minilm",
             path=data / "minilm-l6-v2",
@@ -193,6 +201,11 @@ def subjects(data: Path) -> list[Subject]:
             ),
             model_config={"attention_dropout": 0.0},
         ),
+    ]
+    # The second adapter stays LoRA: with two of DoRA, peft's output depends on their order.
+    return found + [
+        replace(one, name=f"{one.name}-dora", first={**one.first, "use_dora": True})
+        for one in found
     ]
 
 
@@ -248,13 +261,15 @@ def visible(output: torch.Tensor, inputs: dict) -> torch.Tensor:
 
 def make_adapter(subject: Subject, settings: dict, folder: Path, seed: int) -> Path:
     """An adapter of peft with random A, B and classifier, which changes the output clearly."""
-    torch.manual_seed(seed)
     model = get_peft_model(subject.base(), LoraConfig(**settings))
+    torch.manual_seed(seed)  # the base seeds too
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            if "lora_A" in name:
+            if "magnitude" in name:
+                parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
+            elif "lora_A" in name:
                 parameter.normal_(std=parameter.shape[1] ** -0.5)
             elif "lora_B" in name:
                 parameter.normal_(std=0.05)
@@ -401,7 +416,7 @@ def check_training(subject: Subject, start: Path, data: Path, tool: Tool, report
         "model_config": subject.model_config,
         "train_file": str(train_file),
         "data_format": "tokens",
-        "method": "lora",
+        "method": subject.method,
         "init_adapter": str(start),
         "output_dir": str(output),
         "num_train_epochs": 1,
@@ -449,10 +464,9 @@ def check_saved(subject, data, tool: Tool, report: Report, saved: Path, trained)
     """The adapter that the tool saved, in peft."""
     config = LoraConfig.from_pretrained(str(saved))
     expected = LoraConfig(**subject.first)
-    same = all(
-        getattr(config, field) == getattr(expected, field)
-        for field in ("r", "lora_alpha", "target_modules", "use_rslora", "peft_type", "task_type")
-    )
+    fields = ["r", "lora_alpha", "target_modules", "use_rslora", "use_dora"]
+    fields += ["peft_type", "task_type"]
+    same = all(getattr(config, field) == getattr(expected, field) for field in fields)
     report.add_fact(subject.name, "saved configuration", "same" if same else "differs", same)
 
     fresh = get_peft_model(subject.base(), config)
@@ -488,7 +502,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peft-binary", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=os.environ.get("PEFT_TEST_DATA"))
-    parser.add_argument("--models", default="minilm,stories260k", help="comma-separated")
+    names = "minilm,stories260k,minilm-dora,stories260k-dora,methods"
+    parser.add_argument("--models", default=names, help="comma-separated")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="work in this folder and leave it")
     options = parser.parse_args()
@@ -511,8 +526,8 @@ def main() -> None:
                 continue
             adapters = make_adapters(subject, tool)
             reference = check_hidden_states if subject.is_classifier else check_stories
-            checks = [
-                lambda: reference(data, tool, report),
+            checks = [lambda: reference(data, tool, report)] * (subject.method == "lora")
+            checks += [
                 lambda: check_modes(subject, adapters, data, tool, report),
                 lambda: check_gradients(subject, adapters[0], data, tool, report),
                 lambda: check_training(subject, adapters[0], data, tool, report),
@@ -523,6 +538,18 @@ def main() -> None:
                 except ToolFailure as failure:
                     print(failure, file=sys.stderr)
                     report.add_fact(subject.name, "the tool ended with an error", "", False)
+        if "methods" in options.models.split(","):
+            for subject in subjects(data):
+                if subject.method == "lora":
+                    roundtrip_methods.check(subject, examples(subject, data, 8), tool, report)
+                elif not subject.is_classifier:
+                    halved = {**subject.first, "lora_alpha": 8}
+                    pair = [
+                        make_adapter(subject, halved, folder / f"order-{seed}", seed)
+                        for seed in (1, 2)
+                    ]
+                    inputs = roundtrip_methods.padded(examples(subject, data, 8))
+                    roundtrip_methods.check_order(subject, pair, inputs, tool, report)
     report.print()
     if not report.rows:
         sys.exit("nothing was checked")
