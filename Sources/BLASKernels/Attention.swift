@@ -158,17 +158,17 @@ public struct Attention: Sendable {
     withExtendedLifetime(partial) {}
   }
 
-  // Spreads tasks over the threads; each thread has one scratch.
+  // Spreads tasks over the threads in parts that have one scratch each.
   private func run(
     _ count: Int, _ sequences: [pk_sequence],
     _ body: (_ task: Int, _ scratch: UnsafeMutablePointer<Float>) -> Void
   ) {
     let longest = sequences.reduce(0) { max($0, $1.keyCount) }
     let work = sequences.reduce(0) { $0 + $1.queryCount * $1.keyCount } * heads * headDim
-    let threads = min(Parallel.threadCount, count, max(1, work / 100_000))
-    Parallel.forEach(threads) { thread in
+    let parts = min(Parallel.mostParts, count, max(1, work / 100_000))
+    Parallel.forEach(parts) { part in
       withScratch(pk_attention_scratch(longest, headDim)) { scratch in
-        for task in stride(from: thread, to: count, by: threads) { body(task, scratch) }
+        for task in stride(from: part, to: count, by: parts) { body(task, scratch) }
       }
     }
   }

@@ -3,16 +3,16 @@ import CKernels
 /// The own GEMM kernels: which problems they win, and how these are spread over threads.
 enum OwnGEMM {
   /// Whether the own kernels beat a library. The bounds are measured (see Benchmarks, kernels-bench): the libraries
-  /// lose on narrow products, which LoRA is made of, and on few rows times a transposed weight that comes from memory.
+  /// lose on narrow products, which LoRA is made of, and in a training step on products of some hundred rows with a
+  /// weight of up to 600,000 elements, where a core that is slower for a moment holds up their equal shares.
   static func isFaster(
     _ ta: Bool, _ tb: Bool, _ m: Int, _ n: Int, _ k: Int, than backend: GEMMBackend
   ) -> Bool {
     if m * n * k <= 1 << 19 || m <= 12 { return true }
     // Few columns of a transposed A: the gradients of adapters.
     if ta { return n <= 16 }
-    guard tb else { return n <= 64 || k <= 16 && n >= 1024 || k <= 64 && backend == .openBLAS }
-    if n <= 128 || k <= 64 { return true }
-    return backend == .oneDNN && m >= 64 && m <= 512
+    if n <= 128 || k <= 64 { return tb || n <= 64 || k <= 16 && n >= 1024 || backend == .openBLAS }
+    return backend == .oneDNN && m >= 192 && m <= 1024 && n * k <= 600_000
   }
 
   /// Runs a problem on the pool.
@@ -20,8 +20,8 @@ enum OwnGEMM {
     // Work in operations; moving an element costs as much as several.
     let (m, n, k) = (task.m, task.n, task.k)
     let work = 2 * m * n * k + 16 * (m * n + m * k + n * k)
-    let parts = min(Parallel.threadCount, work / 2_000_000)
-    guard parts > 1 else { return runPart(task, 0..<m, 0..<n) }
+    guard Parallel.threadCount > 1, work >= 4_000_000 else { return runPart(task, 0..<m, 0..<n) }
+    let parts = min(Parallel.mostParts, work / 1_000_000)
     // Columns first: parts share A, which lies in the cache, and each packs its own of B.
     let byColumns = max(1, min(parts, n / 64))
     let byRows = max(1, min(parts / byColumns, m / 16))

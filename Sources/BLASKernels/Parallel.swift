@@ -15,7 +15,7 @@ public enum Parallel {
 
   /// Runs `body` for every index in `0..<count`, each exactly once, on the pool.
   ///
-  /// Thread t of T takes t, t + T, …. Inside another parallel region the calling thread runs them all. `body`
+  /// A thread that is done with one takes the next. Inside another parallel region the calling thread runs them all. `body`
   /// must not throw and should not allocate much; it may run on other threads, so it must only write what
   /// belongs to its index.
   public static func forEach(_ count: Int, _ body: (Int) -> Void) {
@@ -37,18 +37,22 @@ public enum Parallel {
     }
   }
 
-  /// Cuts `0..<count` into one range for each thread and runs `body` for each of them.
+  /// How many parts a large piece of work is cut into: more than threads, so that a core that is slower for a
+  /// while, as shared ones are, holds nothing up.
+  static var mostParts: Int { threadCount > 1 ? 4 * threadCount : 1 }
+
+  /// Cuts `0..<count` into ranges, some for each thread, and runs `body` for each of them.
   ///
   /// - Parameters:
   ///   - count: The number of items.
-  ///   - grain: The smallest number of items worth a thread of their own.
+  ///   - grain: The smallest number of items worth a range of their own.
   ///   - multiple: Ranges start at multiples of this.
   ///   - body: The work on one range.
   public static func split(
     _ count: Int, grain: Int, multiple: Int = 1, _ body: (Range<Int>) -> Void
   ) {
     guard count > 0 else { return }
-    let parts = min(threadCount, max(1, count / max(grain, 1)))
+    let parts = min(mostParts, max(1, count / max(grain, 1)))
     guard parts > 1 else { return body(0..<count) }
     let units = (count + multiple - 1) / multiple
     forEach(parts) { part in

@@ -12,7 +12,6 @@
 // libgomp's stable ABI; Swift's clang ships no omp.h and no libomp.
 extern void GOMP_parallel(void (*fn)(void *), void *data, unsigned threads, unsigned flags);
 extern int omp_get_thread_num(void);
-extern int omp_get_num_threads(void);
 extern int omp_in_parallel(void);
 extern void omp_set_num_threads(int threads);
 
@@ -20,19 +19,23 @@ typedef struct {
   void (*body)(void *, size_t);
   void *context;
   size_t chunks;
+  size_t next;
 } region;
 
+// A thread takes the next chunk when it is done with one: where cores differ in speed, or are shared, no one waits long.
 static void run_region(void *data) {
-  const region *r = data;
-  size_t team = (size_t)omp_get_num_threads();
-  for (size_t chunk = (size_t)omp_get_thread_num(); chunk < r->chunks; chunk += team)
+  region *r = data;
+  size_t chunk = (size_t)omp_get_thread_num();
+  while (chunk < r->chunks) {
     r->body(r->context, chunk);
+    chunk = __atomic_fetch_add(&r->next, 1, __ATOMIC_RELAXED);
+  }
 }
 
 void pk_parallel(int threads, size_t chunks, void (*body)(void *, size_t), void *context) {
   if ((size_t)threads > chunks) threads = (int)chunks;
   if (threads > 1 && !omp_in_parallel()) {
-    region r = {body, context, chunks};
+    region r = {body, context, chunks, (size_t)threads};
     GOMP_parallel(run_region, &r, (unsigned)threads, 0);
   } else {
     for (size_t chunk = 0; chunk < chunks; chunk++) body(context, chunk);

@@ -9,7 +9,7 @@
 
 /// Runs body(context, chunk) for every chunk in [0, chunks) on at most `threads` threads.
 ///
-/// Thread t of T takes the chunks t, t + T, ...; inside another parallel region one thread takes all.
+/// A thread that is done with a chunk takes the next; inside another parallel region one thread takes all.
 void pk_parallel(int threads, size_t chunks, void (*body)(void *_Nullable context, size_t chunk),
                  void *_Nullable context);
 
