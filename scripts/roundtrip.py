@@ -4,7 +4,10 @@
 For all-MiniLM-L6-v2 (a classifier with 77 labels) and stories260k (a causal language model):
 adapters made by peft give the same logits, losses and gradients in the tool; ten steps of
 `peft train` give torch's losses; the adapter that the tool saves loads in peft and gives the same
-logits. Also the models themselves, against the reference.json beside them.
+logits. Also the models themselves, against the reference.json beside them. Then every setting of
+LoRA and kind of layer that the tool takes, one by one on the goldens' models (roundtrip_fields.py):
+peft's adapter in the tool, active and merged, and the tool's in peft. What the tool refuses must be
+refused by name, and is shown so.
 
     python scripts/roundtrip.py --peft-binary .build/release/peft --data ../shared/data
 
@@ -37,6 +40,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from transformers import AutoModel, AutoModelForCausalLM  # noqa: E402
 from transformers import AutoModelForSequenceClassification  # noqa: E402
+
+import roundtrip_fields  # noqa: E402
 
 LOGITS, GRADIENTS, LOSSES = 1e-5, 1e-4, 1e-4  # relative to the largest value of the reference
 STEPS, BATCH = 10, 4
@@ -488,7 +493,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peft-binary", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=os.environ.get("PEFT_TEST_DATA"))
-    parser.add_argument("--models", default="minilm,stories260k", help="comma-separated")
+    parser.add_argument("--models", default="minilm,stories260k,fields", help="comma-separated")
+    parser.add_argument("--fields", default="", help="only settings with this in their name")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="work in this folder and leave it")
     options = parser.parse_args()
@@ -523,6 +529,11 @@ def main() -> None:
                 except ToolFailure as failure:
                     print(failure, file=sys.stderr)
                     report.add_fact(subject.name, "the tool ended with an error", "", False)
+        if "fields" in options.models.split(","):
+            for case in roundtrip_fields.cases():
+                if options.fields in case.name:
+                    roundtrip_fields.check(case, tool, report, ToolFailure)
+            roundtrip_fields.check_rows(tool, report)
     report.print()
     if not report.rows:
         sys.exit("nothing was checked")

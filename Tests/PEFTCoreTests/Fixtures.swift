@@ -172,9 +172,12 @@ struct Fixture {
   var context: ForwardContext { ForwardContext(SequenceLayout(lengths: Self.lengths)) }
 
   /// The output for a fixed batch.
-  func output(_ adapters: [String]? = nil) -> [Float] {
+  func output() -> [Float] { withoutGradients { model(Self.ids, context).scalars } }
+
+  /// The same with an adapter for each sequence.
+  func output(_ adapters: [String]) throws -> [Float] {
     var context = context
-    context.sequenceAdapters = adapters.map { try! peft.sequenceAdapters($0) }
+    context.sequenceAdapters = try peft.sequenceAdapters(adapters)
     return withoutGradients { model(Self.ids, context).scalars }
   }
 }

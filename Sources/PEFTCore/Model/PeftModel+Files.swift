@@ -78,7 +78,10 @@ extension PeftModel {
       values.append((tensor.parameter, try Self.value(key, tensor.parameter, file)))
       report.matched.append(key)
     }
-    report.unexpected = file.names.filter { !known.contains($0) }
+    let others = file.names.filter { !known.contains($0) }
+    let base = form == .file ? try baseWeights(among: others, in: file) : []
+    report.matched += base
+    report.unexpected = others.filter { !base.contains($0) }
     if strict, let problem = Self.problem(report) {
       throw PEFTError(
         report.missing.isEmpty ? .unexpectedTensor : .missingTensor, problem, at: file.path,
