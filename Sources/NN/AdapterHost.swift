@@ -9,16 +9,50 @@ public protocol AdapterHost: Module {
   var parameters: HostParameters { get set }
   /// What the slot holds; `nil` for a plain layer.
   var adapters: (any HostAdapters)? { get set }
-  /// Width of the input.
+  /// Width of the input: features, channels, or rows of a table.
   var inputFeatures: Int { get }
-  /// Width of the output.
+  /// Width of the output: features or channels.
   var outputFeatures: Int { get }
+  /// Extents of a convolution's kernel; empty for other layers.
+  var kernelShape: [Int] { get }
+  /// Number of runs of channels that only see one another; 1 for layers other than convolutions.
+  var groups: Int { get }
+  /// Layers inside of this one that an adapter of it adapts as well, by attribute name.
+  var innerHosts: [(name: String, host: any AdapterHost)] { get }
 
   /// The layer's function with given parameters and without adapters.
+  ///
+  /// The result has one row of `outputFeatures` for each place, also after a convolution:
+  /// `[n, positions…, outputFeatures]`.
   func base(_ input: HostInput, _ parameters: HostParameters) -> Tensor
+
+  /// The layer's map with another matrix in place of its weight, and without a bias: how the
+  /// first factor of a low-rank change sees the input.
+  ///
+  /// - Parameters:
+  ///   - input: The layer's input.
+  ///   - factor: `[r, inputFeatures]`, for a convolution `[r, inputFeatures, kernel…]`; it is not
+  ///     grouped, whatever the layer is.
+  /// - Returns: A row of r features for each row of ``base(_:_:)``.
+  func project(_ input: HostInput, by factor: Tensor) -> Tensor
 }
 
 extension AdapterHost {
+  /// Extents of a convolution's kernel; empty for other layers.
+  public var kernelShape: [Int] { [] }
+  /// Number of runs of channels that only see one another.
+  public var groups: Int { 1 }
+  /// Layers inside of this one that an adapter of it adapts as well.
+  public var innerHosts: [(name: String, host: any AdapterHost)] { [] }
+
+  /// x·factorᵀ, what a linear layer does.
+  public func project(_ input: HostInput, by factor: Tensor) -> Tensor {
+    guard case .features(let x) = input else {
+      preconditionFailure("\(typeName) takes features")
+    }
+    return linear(x, factor)
+  }
+
   /// The layer's output, adapters included.
   func forward(_ input: HostInput, _ context: ForwardContext) -> Tensor {
     adapters?.forward(input, host: self, context) ?? base(input, parameters)
@@ -46,69 +80,35 @@ public enum HostInput {
   case features(Tensor)
   /// Row numbers of an embedding.
   case tokenIDs([Int32])
+  /// What a convolution sees, `[n, channels, size…]`; an image counts as one row.
+  case images(Tensor)
 
   /// Number of rows.
   public var rows: Int {
     switch self {
     case .features(let x): return x.rows
     case .tokenIDs(let ids): return ids.count
-    }
-  }
-}
-
-/// The weight and bias of a host.
-public struct HostParameters {
-  /// A frozen matrix in any format, or a parameter.
-  public enum Weight {
-    case matrix(any WeightMatrix)
-    case parameter(Parameter)
-  }
-
-  /// The weight.
-  public var weight: Weight
-  /// The bias.
-  public var bias: Parameter?
-  /// Whether another module owns the weight, as a tied output head's embedding does.
-  public var isTied: Bool
-
-  /// Creates a set of parameters.
-  public init(weight: Weight, bias: Parameter?, isTied: Bool = false) {
-    self.weight = weight
-    self.bias = bias
-    self.isTied = isTied
-  }
-
-  /// The weight as a matrix; a trainable one by its current value.
-  ///
-  /// - Precondition: The weight has two dimensions.
-  public var matrix: any WeightMatrix {
-    switch weight {
-    case .matrix(let matrix): return matrix
-    case .parameter(let parameter): return DenseMatrix(parameter.value)
+    case .images(let x): return x.shape[0]
     }
   }
 
-  /// Copies that training can change, for modules that are trained in full.
-  public func trainableCopy() -> HostParameters {
-    let value: Tensor
-    switch weight {
-    case .matrix(let matrix): value = matrix.dequantized()
-    case .parameter(let parameter): value = parameter.value
+  /// Some of the rows, in order; gradients flow back to them.
+  public func selecting(_ rows: [Int32]) -> HostInput {
+    switch self {
+    case .features(let x): return .features(x.selectRows(rows))
+    case .tokenIDs(let ids): return .tokenIDs(rows.map { ids[Int($0)] })
+    case .images(let x):
+      let flat = x.reshaped([x.shape[0], x.count / max(x.shape[0], 1)])
+      return .images(flat.selectRows(rows).reshaped([rows.count] + x.shape.dropFirst()))
     }
-    return HostParameters(
-      weight: .parameter(Parameter(value)), bias: bias.map { Parameter($0.value) })
   }
 
-  /// The parameters, named "weight" and "bias".
-  public var info: [ParameterInfo] {
-    var result: [ParameterInfo] = []
-    if !isTied {
-      switch weight {
-      case .matrix(let matrix): result.append(ParameterInfo("weight", matrix))
-      case .parameter(let parameter): result.append(ParameterInfo("weight", parameter))
-      }
+  /// The input with its numbers changed, as by dropout; token ids stay as they are.
+  public func map(_ transform: (Tensor) -> Tensor) -> HostInput {
+    switch self {
+    case .features(let x): return .features(transform(x))
+    case .tokenIDs: return self
+    case .images(let x): return .images(transform(x))
     }
-    if let bias { result.append(ParameterInfo("bias", bias)) }
-    return result
   }
 }

@@ -65,10 +65,10 @@ public struct ParameterInfo {
     self.parameter = parameter
   }
 
-  /// Describes a frozen matrix.
-  public init(_ name: String, _ matrix: any WeightMatrix) {
+  /// Describes a frozen matrix; its shape in files where that is another than its own.
+  public init(_ name: String, _ matrix: any WeightMatrix, shape: [Int]? = nil) {
     self.name = name
-    shape = [matrix.rows, matrix.columns]
+    self.shape = shape ?? [matrix.rows, matrix.columns]
     format = matrix.format
     parameter = nil
   }

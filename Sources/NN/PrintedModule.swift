@@ -34,7 +34,14 @@ public struct PrintedModule: Equatable, Sendable {
 
   private func write(prefix: String, indent: String, to lines: inout [String]) {
     guard !children.isEmpty else {
-      lines.append("\(indent)\(prefix)\(typeName)(\(attributes))")
+      let parts = attributes.split(separator: "\n", omittingEmptySubsequences: false)
+      if parts.count < 2 {
+        lines.append("\(indent)\(prefix)\(typeName)(\(attributes))")
+      } else {
+        lines.append("\(indent)\(prefix)\(typeName)(")
+        lines += parts.map { "\(indent)  \($0)" }
+        lines.append("\(indent))")
+      }
       return
     }
     lines.append("\(indent)\(prefix)\(typeName)(")

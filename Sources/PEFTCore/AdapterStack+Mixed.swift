@@ -32,7 +32,12 @@ extension AdapterStack {
     }
     if let output = forwardLowRank(slots, input, host, parameters, inner, rows) { return output }
     let base = host.base(input, parameters)
-    var output = base
+    // The positions of an image go with it.
+    func flat(_ x: Tensor, _ rows: Int) -> Tensor { x.reshaped([rows, x.count / max(rows, 1)]) }
+    let whole = flat(base, input.rows)
+    var output = whole
+    var shape = [base.columns]
+    if case .images = input { shape = Array(base.shape.dropFirst()) }
     var groups: [(place: Int, rows: [Int32])] = []
     for (sequence, place) in slots.enumerated() where hasContent(at: place) {
       let own = rows(sequence).map { Int32($0) }
@@ -43,15 +48,11 @@ extension AdapterStack {
       }
     }
     for (place, rows) in groups {
-      let own: HostInput
-      switch input {
-      case .features(let x): own = .features(x.selectRows(rows))
-      case .tokenIDs(let ids): own = .tokenIDs(rows.map { ids[Int($0)] })
-      }
-      let part = forwardPart(place, own, base: base.selectRows(rows), host, parameters, inner)
-      output.replaceRows(rows, with: part)
+      let own = whole.selectRows(rows).reshaped([rows.count] + shape)
+      let part = forwardPart(place, input.selecting(rows), base: own, host, parameters, inner)
+      output.replaceRows(rows, with: flat(part, rows.count))
     }
-    return output
+    return output.reshaped(base.shape)
   }
 
   /// Rows of one adapter; `base` is their output without it, where that is known.
@@ -63,9 +64,7 @@ extension AdapterStack {
     var sum = base
     let layer = layer(at: place)
     layer?.contribute(
-      LayerCall(
-        input: input, base: layer?.needsBaseOutput == true ? base : nil, host: host,
-        context: context), to: &sum)
+      call(input, layer?.needsBaseOutput == true ? base : nil, host, context), to: &sum)
     return sum
   }
 

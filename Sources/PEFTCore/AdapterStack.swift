@@ -90,20 +90,30 @@ public final class AdapterStack: HostAdapters {
   private func forward(
     _ active: [Int], _ input: HostInput, host: any AdapterHost, _ context: ForwardContext
   ) -> Tensor {
-    let parameters = active.lazy.compactMap { self.copy(at: $0) }.first ?? host.parameters
-    var sum = host.base(input, parameters)
+    let copy = active.lazy.compactMap { self.copy(at: $0) }.first
     let layers = active.compactMap { mergedPlaces.contains($0) ? nil : layer(at: $0) }
+    if layers.count == 1, copy == nil, original == nil,
+      let output = layers[0].output(call(input, nil, host, context))
+    {
+      return output
+    }
+    var sum = host.base(input, copy ?? host.parameters)
     // Taken before any layer adds to the sum: what a layer sees must not depend on the order.
     let base =
       layers.contains(where: \.needsBaseOutput)
       ? original.map { host.base(input, $0) } ?? sum : nil
     for layer in layers {
-      layer.contribute(
-        LayerCall(
-          input: input, base: layer.needsBaseOutput ? base : nil, host: host, context: context),
-        to: &sum)
+      layer.contribute(call(input, layer.needsBaseOutput ? base : nil, host, context), to: &sum)
     }
     return sum
+  }
+
+  func call(
+    _ input: HostInput, _ base: Tensor?, _ host: any AdapterHost, _ context: ForwardContext
+  ) -> LayerCall {
+    LayerCall(
+      input: input, base: base, host: host, parameters: original ?? host.parameters,
+      context: context)
   }
 
   // MARK: Merging
@@ -120,7 +130,9 @@ public final class AdapterStack: HostAdapters {
     let base = result.matrix
     let matrix = try base.merging { rows, block in
       for name in present {
-        try self.layer(name)!.addDelta(rows: rows, to: &block, base: base)
+        do {
+          try self.layer(name)!.addDelta(rows: rows, to: &block, base: base)
+        } catch let error as PEFTError { throw error.located(at: self.path) }
       }
       if checkingFinite, !block.allFinite {
         throw PEFTError(
@@ -131,9 +143,26 @@ public final class AdapterStack: HostAdapters {
       }
     }
     result.weight = .matrix(matrix)
+    result.bias = try mergedBias(present, result.bias)
     // A tied weight is no longer the one that it was tied to.
     result.isTied = false
     return result
+  }
+
+  private func mergedBias(_ names: [String], _ bias: Parameter?) throws(PEFTError) -> Parameter? {
+    var sum: Tensor?
+    for name in names {
+      guard let change = layer(name)?.biasDelta else { continue }
+      guard let bias else {
+        throw PEFTError(
+          .unsupported,
+          "Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias.",
+          at: path, remedy: "Keep the adapter '\(name)' unmerged.")
+      }
+      sum = (sum ?? bias.value) + change
+    }
+    guard let bias, let sum else { return bias }
+    return Parameter(sum, isTrainable: bias.isTrainable)
   }
 
   func setMerged(_ names: [String], _ parameters: HostParameters, host: any AdapterHost) {

@@ -62,12 +62,39 @@ extension Tensor {
 }
 
 extension Tensor {
-  /// The transpose of a matrix, without a graph.
+  /// The transpose of a matrix; gradients flow through.
   public func transposed() -> Tensor {
     precondition(shape.count == 2)
     let (rowCount, columnCount) = (shape[0], shape[1])
-    return Tensor.filled([columnCount, rowCount]) {
+    let result = Tensor.filled([columnCount, rowCount]) {
       Rows.transpose(rows: rowCount, columns: columnCount, slice, into: $0)
+    }
+    return result.recorded(from: [self]) { gradient, sink in
+      sink.add(gradient.transposed(), to: 0)
+    }
+  }
+
+  /// Consecutive columns, `[…, range.count]`; gradients flow back to them.
+  public func columnRange(_ range: Range<Int>) -> Tensor {
+    let (rowCount, width) = (rows, columns)
+    precondition(range.lowerBound >= 0 && range.upperBound <= width)
+    if range == 0..<width { return self }
+    let inputShape = shape
+    let result = Tensor.filled(shape.dropLast() + [range.count]) { y in
+      for row in 0..<rowCount {
+        y[row * range.count..<(row + 1) * range.count].copy(
+          from: slice[row * width + range.lowerBound..<row * width + range.upperBound])
+      }
+    }
+    return result.recorded(from: [self]) { gradient, sink in
+      sink.accumulate(into: 0, shape: inputShape) { dx, beta in
+        if beta == 0 { dx.fill(0) }
+        for row in 0..<rowCount {
+          let part = gradient.slice[row * range.count..<(row + 1) * range.count]
+          VectorMath.axpy(
+            1, part, into: dx[row * width + range.lowerBound..<row * width + range.upperBound])
+        }
+      }
     }
   }
 }

@@ -3,201 +3,138 @@ import PEFTCore
 import PEFTSupport
 import Tensors
 
-/// What LoRA on a linear layer and on an embedding share: two factors and their scaling.
-class LoRALayer {
+/// LoRA on any layer with a weight: y = base(x) + s·(B(A(dropout(x))) + b).
+///
+/// A is a layer of the host's kind without bias, B a linear layer, or a convolution of size 1 with
+/// the host's groups. What A does to the input is the host's business (``AdapterHost/project(_:by:)``),
+/// and every place of the output is a row, so one class serves them all.
+final class LoRALayer: TunerLayer {
   /// Rank of the update.
   let rank: Int
   /// s, the factor of B·A.
   let scaling: Double
   /// Dropout on the input of A.
   let dropout: Dropout
-  /// `[rank, inputFeatures]`.
+  /// `[rank, inputFeatures, kernel…]`.
   let a: Parameter
-  /// `[outputFeatures, rank]`.
+  /// `[outputFeatures, rank/groups, 1…]`.
   let b: Parameter
+  /// `[outputFeatures]`, `lora_bias`.
+  let bias: Parameter?
+  /// The shape of the convolution that the host is.
+  let convolutionSettings: ConvolutionSettings?
+  private let groups: Int
+  private let isEmbedding: Bool
 
-  fileprivate init(_ site: AdapterSite, _ config: LoRAConfig, a: Parameter, b: Parameter, rank: Int)
-    throws(PEFTError)
-  {
-    self.rank = rank
-    self.a = a
-    self.b = b
-    scaling = try config.scaling(site.path, rank: rank)
-    dropout = Dropout(config.dropout, path: "\(site.path).lora_dropout.\(site.adapter)")
-  }
-
-  /// The key of the random numbers of one factor.
-  static func key(_ site: AdapterSite, _ factor: String) -> DropoutKey {
-    DropoutKey(seed: site.seed, stream: siteID("\(site.path).\(factor)"))
-  }
-
-  /// The text of a dropout in the printed tree.
-  var printedDropout: PrintedModule {
-    dropout.probability > 0
-      ? PrintedModule("Dropout", attributes: dropout.attributes) : PrintedModule("Identity")
-  }
-}
-
-/// LoRA on a linear layer: y = W x + s·B(A(dropout(x))).
-final class LoRALinear: LoRALayer, TunerLayer {
+  /// Creates a layer with initial values.
+  ///
+  /// - Throws: ``PEFTError`` when rank or bias do not fit the host.
   init(_ site: AdapterSite, _ config: LoRAConfig) throws(PEFTError) {
-    let (inputs, outputs) = (site.host.inputFeatures, site.host.outputFeatures)
-    let rank = try config.rank(site.path)
-    let aValue: Tensor
-    var bValue = Tensor.zeros([outputs, rank])
-    // nn.Linear's own initialisation, uniform in ±1/√fan_in.
-    switch config.initialization {
-    case _ where site.isLoading:
-      aValue = .zeros([rank, inputs])
-    case .standard, .random:
-      let bound = 1 / Float(inputs).squareRoot()
-      aValue = .uniform([rank, inputs], bound: bound, key: Self.key(site, "lora_A"))
-    case .gaussian:
-      aValue = .normal([rank, inputs], deviation: 1 / Float(rank), key: Self.key(site, "lora_A"))
+    let host = site.host
+    let rank = try config.rank(site.target)
+    groups = host.groups
+    isEmbedding = host is Embedding
+    convolutionSettings = (host as? Convolution)?.settings
+    guard rank % host.groups == 0 else {
+      throw PEFTError(
+        .invalidConfiguration,
+        "Targeting a \(host.typeName) with groups=\(host.groups) and rank \(rank). Currently, "
+          + "support is limited to conv layers where the rank is divisible by groups.",
+        remedy: "Either choose a different rank or do not target this specific layer.")
     }
-    if config.initialization == .random, !site.isLoading {
-      let bound = 1 / Float(rank).squareRoot()
-      bValue = .uniform([outputs, rank], bound: bound, key: Self.key(site, "lora_B"))
+    if isEmbedding, config.usesLoRABias {
+      throw PEFTError(
+        .unsupported, "lora_bias=True is not supported for \(host.typeName).",
+        remedy: "Set 'lora_bias' to false or do not target this layer.")
     }
-    try super.init(site, config, a: Parameter(aValue), b: Parameter(bValue), rank: rank)
+    self.rank = rank
+    scaling = try config.scaling(site.target, rank: rank)
+    let initial = InitialFactors(site, config, rank: rank)
+    a = Parameter(initial.a)
+    b = Parameter(initial.b)
+    bias = initial.bias.map { Parameter($0) }
+    dropout = Dropout(
+      Self.hasDropout(site) ? config.dropout : 0,
+      path: "\(site.path).lora_dropout.\(site.adapter)")
+  }
+
+  /// peft applies no dropout to embeddings and to the projections of packed attention.
+  private static func hasDropout(_ site: AdapterSite) -> Bool {
+    !(site.host is Embedding || site.host is MultiheadAttention || site.target != site.path)
   }
 
   var parameters: [AdapterParameter] {
-    [AdapterParameter("lora_A.weight", a), AdapterParameter("lora_B.weight", b)]
+    if isEmbedding {
+      return [AdapterParameter("lora_embedding_A", a), AdapterParameter("lora_embedding_B", b)]
+    }
+    return [AdapterParameter("lora_A.weight", a), AdapterParameter("lora_B.weight", b)]
+      + (bias.map { [AdapterParameter("lora_B.bias", $0)] } ?? [])
+  }
+
+  // Two matrices that act on rows of features, and nothing else.
+  private var hasPlainFactors: Bool {
+    !isEmbedding && convolutionSettings == nil && bias == nil
   }
 
   func lowRankFactors(_ context: ForwardContext) -> LowRankFactors? {
-    guard !context.isTraining || dropout.probability == 0 else { return nil }
+    guard !context.isTraining || dropout.probability == 0, hasPlainFactors else { return nil }
     return LowRankFactors(a: a.value, b: b.value, scale: Float(scaling))
   }
 
   func contribute(_ call: LayerCall, to sum: inout Tensor) {
-    guard case .features(let x) = call.input else {
-      preconditionFailure("a linear layer takes features")
-    }
-    let low = linear(dropout(x, call.context), a.tensor)
-    sum.addProduct(low, b.tensor, scale: Float(scaling))
+    let input = call.input.map { dropout($0, call.context) }
+    let low = call.host.project(input, by: a.tensor)
+    sum.addProduct(low, matrix(b.tensor), groups: groups, scale: Float(scaling))
+    if let bias { sum.addToRows(bias.tensor, scale: Float(scaling)) }
   }
 
   func addDelta(
     rows: Range<Int>, to block: inout Tensor, base: any WeightMatrix
   ) throws(PEFTError) {
+    if isEmbedding {
+      let columns = selectColumns(a.value, rows.map { Int32($0) })
+      return block.addProduct(columns, b.value, scale: Float(scaling))
+    }
+    guard groups == 1 else {
+      // A sees all channels, so the sum of base and change is no grouped convolution.
+      throw PEFTError(
+        .unsupported, "Merging is not supported for _ConvNd layers with groups > 1!",
+        remedy: "Keep the adapter unmerged, or do not target this layer.")
+    }
     // Rows of s·B·A; addProduct multiplies by a transpose, and A is small.
     block.addProduct(
-      b.value.rowRange(rows), a.value.transposed(), scale: Float(scaling))
+      matrix(b.value).rowRange(rows), matrix(a.value).transposed(), scale: Float(scaling))
+  }
+
+  var biasDelta: Tensor? { bias?.value.scaled(by: Float(scaling)) }
+
+  /// A convolution's kernel as a matrix.
+  private func matrix(_ kernel: Tensor) -> Tensor {
+    kernel.shape.count == 2
+      ? kernel : kernel.reshaped([kernel.shape[0], kernel.count / max(kernel.shape[0], 1)])
   }
 
   func printed(
     around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
   ) -> PrintedModule {
-    let own = layers.compactMap { entry in
-      (entry.layer as? LoRALinear).map { (entry.adapter, $0) }
-    }
-    func dictionary(_ make: (LoRALinear) -> PrintedModule) -> PrintedModule {
-      PrintedModule("ModuleDict", children: own.map { ($0.0, make($0.1)) })
-    }
-    func plain(_ inputs: Int, _ outputs: Int) -> PrintedModule {
-      PrintedModule(
-        "Linear", attributes: "in_features=\(inputs), out_features=\(outputs), bias=False")
-    }
-    return PrintedModule(
-      "lora.Linear",
-      children: [
-        ("base_layer", base),
-        ("lora_dropout", dictionary(\.printedDropout)),
-        ("lora_A", dictionary { plain($0.a.shape[1], $0.rank) }),
-        ("lora_B", dictionary { plain($0.rank, $0.b.shape[0]) }),
-        ("lora_embedding_A", PrintedModule("ParameterDict")),
-        ("lora_embedding_B", PrintedModule("ParameterDict")),
-        ("lora_magnitude_vector", PrintedModule("ModuleDict")),
-      ])
+    LoRAPrinter(
+      layers.compactMap { entry in (entry.layer as? LoRALayer).map { (entry.adapter, $0) } }
+    ).printed(around: base)
   }
 }
 
-/// LoRA on an embedding: row + s·B·A[:, id]; no dropout, as in peft.
-final class LoRAEmbedding: LoRALayer, TunerLayer {
-  init(_ site: AdapterSite, _ config: LoRAConfig) throws(PEFTError) {
-    let (count, width) = (site.host.inputFeatures, site.host.outputFeatures)
-    let rank = try config.rank(site.path)
-    let aValue: Tensor =
-      config.initialization == .random
-      ? .normal([rank, count], deviation: 1, key: Self.key(site, "lora_embedding_A"))
-      : .zeros([rank, count])
-    let bValue: Tensor =
-      site.isLoading
-      ? .zeros([width, rank])
-      : .normal([width, rank], deviation: 1, key: Self.key(site, "lora_embedding_B"))
-    try super.init(site, config, a: Parameter(aValue), b: Parameter(bValue), rank: rank)
+/// LoRA on every layer that peft adapts.
+struct LoRADispatcher: Dispatcher {
+  var supports: String {
+    "Linear, Embedding, Conv1d, Conv2d, Conv3d, Conv1D, MultiheadAttention"
   }
-
-  var parameters: [AdapterParameter] {
-    [AdapterParameter("lora_embedding_A", a), AdapterParameter("lora_embedding_B", b)]
-  }
-
-  func contribute(_ call: LayerCall, to sum: inout Tensor) {
-    guard case .tokenIDs(let ids) = call.input else {
-      preconditionFailure("an embedding takes token ids")
-    }
-    sum.addProduct(selectColumns(a.tensor, ids), b.tensor, scale: Float(scaling))
-  }
-
-  func addDelta(
-    rows: Range<Int>, to block: inout Tensor, base: any WeightMatrix
-  ) throws(PEFTError) {
-    let columns = selectColumns(a.value, rows.map { Int32($0) })
-    block.addProduct(columns, b.value, scale: Float(scaling))
-  }
-
-  func printed(
-    around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
-  ) -> PrintedModule {
-    let own = layers.compactMap { entry in
-      (entry.layer as? LoRAEmbedding).map { (entry.adapter, $0) }
-    }
-    func parameters(_ value: (LoRAEmbedding) -> Parameter) -> PrintedModule {
-      PrintedModule(
-        "ParameterDict",
-        children: own.map { name, layer in
-          let size = value(layer).shape.map(String.init).joined(separator: "x")
-          return (
-            name,
-            PrintedModule("Object of type", attributes: "torch.FloatTensor of size \(size)")
-          )
-        })
-    }
-    return PrintedModule(
-      "lora.Embedding",
-      children: [
-        ("base_layer", base),
-        (
-          "lora_dropout",
-          PrintedModule("ModuleDict", children: own.map { ($0.0, $0.1.printedDropout) })
-        ),
-        ("lora_A", PrintedModule("ModuleDict")),
-        ("lora_B", PrintedModule("ModuleDict")),
-        ("lora_embedding_A", parameters(\.a)),
-        ("lora_embedding_B", parameters(\.b)),
-        ("lora_magnitude_vector", PrintedModule("ModuleDict")),
-      ])
-  }
-}
-
-/// LoRA on linear layers.
-struct LoRALinearDispatcher: Dispatcher {
-  var supports: String { "Linear" }
 
   func makeLayer(for site: AdapterSite) throws(PEFTError) -> (any TunerLayer)? {
-    guard site.host is Linear, let config = site.config as? LoRAConfig else { return nil }
-    return try LoRALinear(site, config)
-  }
-}
-
-/// LoRA on embeddings.
-struct LoRAEmbeddingDispatcher: Dispatcher {
-  var supports: String { "Embedding" }
-
-  func makeLayer(for site: AdapterSite) throws(PEFTError) -> (any TunerLayer)? {
-    guard site.host is Embedding, let config = site.config as? LoRAConfig else { return nil }
-    return try LoRAEmbedding(site, config)
+    guard let config = site.config as? LoRAConfig else { return nil }
+    switch site.host {
+    case is Linear, is Embedding, is Convolution, is Conv1D, is MultiheadAttention:
+      return try LoRALayer(site, config)
+    default: return nil
+    }
   }
 }

@@ -30,6 +30,7 @@ from generator import (  # noqa: E402
     combine,
     conformance,
     dora,
+    edora,
     fields,
     files,
     inits,
@@ -39,6 +40,7 @@ from generator import (  # noqa: E402
     optimisers,
     rotary,
     targets,
+    tasks,
 )
 
 
@@ -58,11 +60,13 @@ def main() -> None:
         "rotary": rotary.make,
         "layers": layers.make,
         "dora": dora.make,
+        "edora": edora.make,
         "combine": combine.make,
         "fields": fields.make,
         "conformance": conformance.make,
         "inits": inits.make,
         "files": files.make,
+        "tasks": tasks.make,
     }
     names = sys.argv[1:] or list(jobs)
     unknown = [name for name in names if name not in jobs]

@@ -172,9 +172,11 @@ struct Fixture {
   var context: ForwardContext { ForwardContext(SequenceLayout(lengths: Self.lengths)) }
 
   /// The output for a fixed batch.
-  func output() -> [Float] { withoutGradients { model(Self.ids, context).scalars } }
+  func output() -> [Float] {
+    withoutGradients { model(Self.ids, context).scalars }
+  }
 
-  /// The same with an adapter for each sequence.
+  /// The output for the same batch with an adapter for each sequence.
   func output(_ adapters: [String]) throws -> [Float] {
     var context = context
     context.sequenceAdapters = try peft.sequenceAdapters(adapters)

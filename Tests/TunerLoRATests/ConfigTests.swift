@@ -52,8 +52,6 @@ struct ConfigTests {
     ),
     (#"{"init_lora_weights": "pissa"}"#, "'init_lora_weights': \"pissa\" is not supported"),
     (#"{"bias": "all"}"#, "'bias': \"all\" is not supported"),
-    (#"{"use_dora": true}"#, "'use_dora': true is not supported"),
-    (#"{"lora_bias": true}"#, "'lora_bias': true is not supported"),
     (#"{"layer_replication": [[0, 2]]}"#, "'layer_replication': [[0, 2]] is not supported"),
     (#"{"eva_config": {"rho": 2}}"#, "'eva_config': {\"rho\": 2} is not supported"),
   ])

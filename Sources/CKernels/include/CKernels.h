@@ -14,6 +14,7 @@
 #include "gemm.h"
 #include "lapack.h"
 #include "parallel.h"
+#include "windows.h"
 
 #pragma clang assume_nonnull begin
 

@@ -51,8 +51,9 @@ public enum ModelWriter {
         precondition(module.ownParameters.isEmpty, "\(module.typeName) has parameters of its own")
         continue
       }
-      if !tied.contains(path) { add(path, "weight", host.parameters.weightTensor) }
-      if let bias = host.parameters.bias { add(path, "bias", bias.value) }
+      let parameters = host.parameters
+      if !tied.contains(path) { add(path, parameters.names.weight, parameters.storedWeight) }
+      if let bias = parameters.bias { add(path, parameters.names.bias, bias.value) }
     }
     return items
   }
@@ -99,16 +100,6 @@ public enum ModelWriter {
       "generation_config.json", "chat_template.json",
     ]
     return names.contains(name) || name.hasSuffix(".jinja")
-  }
-}
-
-extension HostParameters {
-  /// The weight as floats, in its own shape.
-  fileprivate var weightTensor: Tensor {
-    switch weight {
-    case .matrix(let matrix): return matrix.dequantized()
-    case .parameter(let parameter): return parameter.value
-    }
   }
 }
 

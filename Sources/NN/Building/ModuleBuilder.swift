@@ -40,14 +40,63 @@ public struct ModuleBuilder {
       inputFeatures: inputs, outputFeatures: outputs)
   }
 
-  /// An embedding.
+  /// GPT-2's linear layer, whose weight is stored `[inputs, outputs]`.
+  public func conv1D(
+    _ name: String, _ inputs: Int, _ outputs: Int
+  ) throws(PEFTError) -> Conv1D {
+    let part = self[name]
+    return Conv1D(
+      try source.matrix(part.full("weight"), rows: inputs, columns: outputs),
+      bias: try part.parameter("bias", count: outputs, initial: 0))
+  }
+
+  /// A convolution of one to three dimensions.
+  ///
+  /// - Throws: ``PEFTError`` also for settings that no convolution has.
+  public func convolution(
+    _ name: String, _ settings: ConvolutionSettings, bias: Bool
+  ) throws(PEFTError) -> Convolution {
+    let part = self[name]
+    do { try settings.validate() } catch { throw error.located(at: part.path) }
+    let shape =
+      [settings.outputChannels, settings.inputChannels / settings.groups] + settings.kernel
+    return Convolution(
+      try source.matrix(part.full("weight"), shape: shape),
+      bias: bias ? try part.parameter("bias", count: settings.outputChannels, initial: 0) : nil,
+      settings)
+  }
+
+  /// PyTorch's MultiheadAttention with packed projections.
+  public func multiheadAttention(
+    _ name: String, _ width: Int, heads: Int, bias: Bool = true, batchFirst: Bool = false,
+    dropout: Double = 0
+  ) throws(PEFTError) -> MultiheadAttention {
+    guard heads > 0, width % heads == 0 else {
+      throw PEFTError(
+        .invalidConfiguration, "attention of width \(width) with \(heads) heads",
+        at: full(name), remedy: "The width must be a multiple of the number of heads.")
+    }
+    let part = self[name]
+    let weight = try source.matrix(part.full("in_proj_weight"), rows: 3 * width, columns: width)
+    let inBias = bias ? try part.parameter("in_proj_bias", count: 3 * width, initial: 0) : nil
+    let out = part["out_proj"]
+    let outMatrix = try source.matrix(out.full("weight"), rows: width, columns: width)
+    let outBias = bias ? try out.parameter("bias", count: width, initial: 0) : nil
+    return MultiheadAttention(
+      packed: weight, bias: inBias,
+      output: HostParameters(weight: .matrix(outMatrix), bias: outBias), heads: heads,
+      batchFirst: batchFirst, dropout: Dropout(dropout, path: part.full("dropout")))
+  }
+
+  /// An embedding; rows are multiplied by `scale`.
   public func embedding(
-    _ name: String, _ count: Int, _ width: Int, paddingIndex: Int? = nil
+    _ name: String, _ count: Int, _ width: Int, paddingIndex: Int? = nil, scale: Float = 1,
+    typeName: String = "Embedding"
   ) throws(PEFTError) -> Embedding {
     let matrix = try source.matrix(self[name].full("weight"), rows: count, columns: width)
     return Embedding(
       HostParameters(weight: .matrix(matrix), bias: nil), count: count, width: width,
-      paddingIndex: paddingIndex)
+      paddingIndex: paddingIndex, scale: scale, typeName: typeName)
   }
 
   /// A layer norm.

@@ -5,10 +5,20 @@ import Tensors
 public protocol ParameterSource: AnyObject {
   /// A matrix `[rows, columns]` for a linear layer or an embedding.
   func matrix(_ name: String, rows: Int, columns: Int) throws(PEFTError) -> any WeightMatrix
+  /// A tensor of any shape as a matrix, all dimensions but the first taken as one: the kernel of a
+  /// convolution.
+  func matrix(_ name: String, shape: [Int]) throws(PEFTError) -> any WeightMatrix
   /// A vector: a bias (initially 0) or the weight of a norm (initially 1).
   func vector(_ name: String, count: Int, initial: Float) throws(PEFTError) -> Tensor
   /// Whether there is anything under the name.
   func contains(_ name: String) -> Bool
+}
+
+extension ParameterSource {
+  /// A tensor of any shape as a matrix, for sources that do not look at the shape.
+  public func matrix(_ name: String, shape: [Int]) throws(PEFTError) -> any WeightMatrix {
+    try matrix(name, rows: shape[0], columns: shape.dropFirst().reduce(1, *))
+  }
 }
 
 /// Parameters from a Hugging Face folder.
@@ -49,14 +59,22 @@ public final class CheckpointSource: ParameterSource {
   public func matrix(
     _ name: String, rows: Int, columns: Int
   ) throws(PEFTError) -> any WeightMatrix {
+    try matrix(name, shape: [rows, columns])
+  }
+
+  /// A tensor of any shape as a matrix, all dimensions but the first taken as one.
+  public func matrix(_ name: String, shape: [Int]) throws(PEFTError) -> any WeightMatrix {
     guard let stored = resolve(name) else {
       return try missing(name) { (source) throws(PEFTError) in
-        try source.matrix(name, rows: rows, columns: columns)
+        try source.matrix(name, shape: shape)
       }
     }
-    let file = try open(stored, shape: [rows, columns])
+    let file = try open(stored, shape: shape)
     switch precision {
-    case .float32: return DenseMatrix(try file.tensor(stored))
+    case .float32:
+      let values = try file.tensor(stored)
+      return DenseMatrix(
+        Tensor(shape: [shape[0], values.count / max(shape[0], 1)], slice: values.slice))
     case .bfloat16:
       let matrix = try file.matrix(stored, precision: .bfloat16Inputs)
       if matrix.format == "bfloat16" { return matrix }

@@ -10,12 +10,18 @@ public final class Linear: AdapterHost {
   public let inputFeatures: Int
   /// Width of the output.
   public let outputFeatures: Int
+  /// The class name that PyTorch prints.
+  public let typeName: String
 
   /// Creates a layer; the weight is `[outputFeatures, inputFeatures]`.
-  public init(_ parameters: HostParameters, inputFeatures: Int, outputFeatures: Int) {
+  public init(
+    _ parameters: HostParameters, inputFeatures: Int, outputFeatures: Int,
+    typeName: String = "Linear"
+  ) {
     self.parameters = parameters
     self.inputFeatures = inputFeatures
     self.outputFeatures = outputFeatures
+    self.typeName = typeName
   }
 
   /// Applies the layer, adapters included.
@@ -34,8 +40,6 @@ public final class Linear: AdapterHost {
     }
   }
 
-  /// The class name that PyTorch prints.
-  public var typeName: String { "Linear" }
   /// What PyTorch prints between the parentheses.
   public var attributes: String {
     let bias = parameters.bias == nil ? "False" : "True"

@@ -20,7 +20,9 @@ extension PeftModel {
     of adapter: String, form: AdapterKeyForm = .file
   ) throws(PEFTError) -> TensorTable {
     try TensorTable(
-      try tensors(of: adapter).map { (Self.key($0.key, as: form), $0.parameter.value) },
+      try tensors(of: adapter).filter(\.isStored).map {
+        (Self.key($0.key, as: form), $0.parameter.value)
+      },
       path: "the state of '\(adapter)'")
   }
 

@@ -98,7 +98,8 @@ extension PeftModel {
         continue
       }
       let site = AdapterSite(
-        host: host, path: path, adapter: name, config: config, seed: 0, isLoading: true)
+        host: host, path: path, target: targetPath(place), adapter: name, config: config, seed: 0,
+        isLoading: true)
       let layer = try Self.makeLayer(site, entry)
       let wasTrainable = old.parameters.contains { $0.parameter.isTrainable }
       for parameter in layer.parameters {

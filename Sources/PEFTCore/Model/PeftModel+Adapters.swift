@@ -61,7 +61,8 @@ extension PeftModel {
     for place in sites {
       let (path, host) = hosts[place]
       let site = AdapterSite(
-        host: host, path: path, adapter: name, config: config, seed: seed, isLoading: isLoading)
+        host: host, path: path, target: targetPath(place), adapter: name, config: config,
+        seed: seed, isLoading: isLoading)
       made.append((place, try Self.makeLayer(site, entry)))
     }
     for (place, layer) in made {
@@ -225,6 +226,10 @@ extension PeftModel {
       config.modulesToSave.contains { TargetMatcher.contains(hosts[place].path, $0) }
     }
     if sites.isEmpty, !allowsNone { throw Self.noMatch(selection, excluded: excluded) }
+    for (inner, place) in enclosing.sorted(by: { $0.key < $1.key })
+    where sites.contains(place.owner) && !sites.contains(inner) {
+      sites.append(inner)
+    }
     return (sites, saved)
   }
 

@@ -29,7 +29,7 @@ extension PeftModel {
   ) throws(PEFTError) -> LoadReport {
     do {
       _ = try add(
-        name, any: try registry.config(folder.config), seed: 0, stateKeys: nil, isLoading: strict)
+        name, any: try registry.config(of: folder), seed: 0, stateKeys: nil, isLoading: strict)
     } catch {
       throw error.located(at: folder.configPath)
     }
@@ -65,10 +65,11 @@ extension PeftModel {
     var values: [(Parameter, Tensor)] = []
     var known: Set<String> = []
     for tensor in try tensors(of: name) {
-      let key = Self.key(tensor.key, as: form)
+      let keys = ([tensor.key] + tensor.otherKeys).map { Self.key($0, as: form) }
+      let key = keys.first { file[$0] != nil } ?? keys[0]
       known.insert(key)
       guard let entry = file[key] else {
-        report.missing.append(key)
+        if tensor.isStored { report.missing.append(key) }
         continue
       }
       if ignoringMismatchedSizes, entry.shape != tensor.parameter.shape {
@@ -87,7 +88,19 @@ extension PeftModel {
         report.missing.isEmpty ? .unexpectedTensor : .missingTensor, problem, at: file.path,
         remedy: "The adapter was made for another base model or task, or the file is incomplete.")
     }
+    let before = values.map { ($0.0, $0.0.value) }
     for (parameter, value) in values { parameter.assign(value) }
+    do throws(PEFTError) {
+      for place in try record(name).sites {
+        let (path, host) = hosts[place]
+        do {
+          try (host.adapters as? AdapterStack)?.layer(name)?.didLoad(on: host)
+        } catch { throw error.located(at: "\(file.path), '\(path)'") }
+      }
+    } catch {
+      for (parameter, value) in before { parameter.assign(value) }
+      throw error
+    }
     return report
   }
 
@@ -148,12 +161,14 @@ extension PeftModel {
     }
     let name = adapter ?? selection.active.first ?? "default"
     let record = try record(name)
-    var config = record.config.object
-    config["inference_mode"] = true
     try state(of: name).write(to: FileSystem.join(folder, AdapterFolder.weightsName), as: type)
-    try FileSystem.write(
-      FileSystem.join(folder, AdapterFolder.configName),
-      JSONValue.object(config).text(.indented, sortedKeys: true))
+    for (file, members) in record.config.files {
+      var members = members
+      if file == AdapterFolder.configName { members["inference_mode"] = true }
+      try FileSystem.write(
+        FileSystem.join(folder, file),
+        JSONValue.object(members).text(.indented, sortedKeys: true))
+    }
     let cardPath = FileSystem.join(folder, "README.md")
     let old = FileSystem.exists(cardPath) ? try FileSystem.read(cardPath) : nil
     let card = ModelCard(

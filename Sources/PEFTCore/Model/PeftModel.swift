@@ -28,6 +28,8 @@ public final class PeftModel {
   /// Every layer that can be adapted, with its path, in model order.
   let hosts: [(path: String, host: any AdapterHost)]
   let modules: [(path: String, module: any Module)]
+  /// Hosts that are adapted along with the one around them, and their names in it.
+  let enclosing: [Int: (owner: Int, name: String)]
 
   /// Wraps a model and freezes its parameters.
   ///
@@ -41,10 +43,23 @@ public final class PeftModel {
     hosts = modules.compactMap { path, module in
       (module as? any AdapterHost).map { (path, $0) }
     }
+    var enclosing: [Int: (owner: Int, name: String)] = [:]
+    for (owner, entry) in hosts.enumerated() {
+      for (name, inner) in entry.host.innerHosts {
+        guard let place = hosts.firstIndex(where: { $0.host === inner }) else { continue }
+        enclosing[place] = (owner, name)
+      }
+    }
+    self.enclosing = enclosing
     let present = hosts.lazy.compactMap { ($0.host.adapters as? AdapterStack)?.selection }.first
     selection = present ?? AdapterSelection()
     guard present == nil else { return }
     for (_, info) in base.namedParameters() { info.parameter?.isTrainable = false }
+  }
+
+  /// The path that patterns are matched against at a host: its own, or that of the one around it.
+  func targetPath(_ place: Int) -> String {
+    hosts[enclosing[place]?.owner ?? place].path
   }
 
   /// The names of the adapters in the order in which they were added.
@@ -76,6 +91,15 @@ public final class PeftModel {
         remedy: "There are: \(adapterNames.joined(separator: ", ")).")
     }
     return record
+  }
+
+  /// The path under which the files of an adapter have a layer: peft wraps a layer that is adapted,
+  /// and what is inside of it becomes part of its `base_layer`.
+  func filePath(_ place: Int, _ record: AdapterRecord) -> String {
+    guard let (owner, name) = enclosing[place], record.sites.contains(owner) else {
+      return hosts[place].path
+    }
+    return "\(hosts[owner].path).base_layer.\(name)"
   }
 
   func stack(of host: any AdapterHost, path: String) -> AdapterStack {

@@ -92,7 +92,7 @@ public struct TargetMatcher {
   ///   - outputHeads: Paths of the output head, or of the classification head.
   public static func expandAllLinear(in model: any Module, outputHeads: [String]) -> [String] {
     model.namedModules().filter { path, module in
-      module is Linear && !outputHeads.contains(path)
+      (module is Linear || module is Conv1D) && !outputHeads.contains(path)
     }.map(\.path)
   }
 }

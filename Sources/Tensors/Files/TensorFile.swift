@@ -84,15 +84,16 @@ extension TensorFile {
     _ name: String, precision: HalfPrecision = .exact
   ) throws(PEFTError) -> any WeightMatrix {
     let entry = try entry(name)
-    guard entry.shape.count == 2 else {
+    guard entry.shape.count >= 2 else {
       throw PEFTError(
         .shapeMismatch, "'\(name)' has shape \(entry.shape), a matrix was expected", at: path)
     }
+    let (rows, columns) = (entry.shape[0], entry.shape.dropFirst().reduce(1, *))
     guard entry.type == .float16 || entry.type == .bfloat16 else {
-      return DenseMatrix(try tensor(name))
+      return DenseMatrix(Tensor(shape: [rows, columns], slice: try tensor(name).slice))
     }
     return HalfMatrix(
-      try slice(entry), rows: entry.shape[0], columns: entry.shape[1],
+      try slice(entry), rows: rows, columns: columns,
       format: entry.type == .float16 ? .float16 : .bfloat16, precision: precision)
   }
 

@@ -2,8 +2,12 @@ import BLASKernels
 
 /// Rows of a trainable table: `[ids.count, columns]`.
 ///
+/// - Parameters:
+///   - table: `[rows, columns]`.
+///   - ids: Rows of it.
+///   - constant: A row that gets no gradient, as that of a padding token.
 /// - Precondition: Every id is in `0 ..< table.rows`.
-public func gather(_ table: Tensor, rows ids: [Int32]) -> Tensor {
+public func gather(_ table: Tensor, rows ids: [Int32], constant: Int? = nil) -> Tensor {
   let width = table.columns
   let output = Tensor.filled([ids.count, width]) {
     Embeddings.gatherChecked(ids, from: table.slice, width: width, into: $0)
@@ -12,6 +16,11 @@ public func gather(_ table: Tensor, rows ids: [Int32]) -> Tensor {
   return output.recorded(from: [table]) { gradient, sink in
     sink.accumulate(into: 0, shape: tableShape) { destination, beta in
       if beta == 0 { destination.fill(0) }
+      if let constant {
+        for (place, id) in ids.enumerated() where Int(id) == constant {
+          gradient.withMutableSlice { $0[place * width..<(place + 1) * width].fill(0) }
+        }
+      }
       Embeddings.scatterAdd(Slice(ids), gradient.slice, width: width, into: destination)
     }
   }
@@ -24,7 +33,12 @@ public func gather(_ table: any WeightMatrix, rows ids: [Int32]) -> Tensor {
 
 /// Columns of a matrix as rows: `[rows, n]` and k ids to `[k, rows]`, an embedding whose table is
 /// stored transposed. Meant for matrices of few rows, such as a low-rank factor.
-public func selectColumns(_ matrix: Tensor, _ ids: [Int32]) -> Tensor {
+///
+/// - Parameters:
+///   - matrix: `[rows, n]`.
+///   - ids: Columns of it.
+///   - constant: A column that gets no gradient, as that of a padding token.
+public func selectColumns(_ matrix: Tensor, _ ids: [Int32], constant: Int? = nil) -> Tensor {
   let (rows, columns) = (matrix.shape[0], matrix.columns)
   let output = Tensor.filled([ids.count, rows]) { destination in
     matrix.slice.withSpan { source in
@@ -40,7 +54,7 @@ public func selectColumns(_ matrix: Tensor, _ ids: [Int32]) -> Tensor {
       if beta == 0 { destination.fill(0) }
       gradient.slice.withSpan { source in
         destination.withMutableSpan { target in
-          for (place, id) in ids.enumerated() {
+          for (place, id) in ids.enumerated() where Int(id) != constant {
             for row in 0..<rows { target[row * columns + Int(id)] += source[place * rows + row] }
           }
         }

@@ -87,7 +87,37 @@ extension Tensor {
   }
 }
 
-private func addBiasGradient(
+extension Tensor {
+  /// Adds `scale` times a vector to every row, in place where the memory is not shared.
+  ///
+  /// - Parameters:
+  ///   - vector: `[columns]`.
+  ///   - scale: Its factor.
+  public mutating func addToRows(_ vector: Tensor, scale: Float = 1) {
+    precondition(vector.shape == [columns], "\(vector.shape) added to the rows of \(shape)")
+    let nodes = [node, vector.node]
+    let (rowCount, columnCount) = (rows, columns)
+    let addend = vector.detached.scaled(by: scale)
+    self = detached
+    withMutableSlice {
+      Rows.addBias(
+        rows: rowCount, columns: columnCount, $0.readOnly, addend.slice, into: $0)
+    }
+    self = recorded(fromNodes: nodes) { gradient, sink in
+      if sink.needs(1) {
+        var sums = Tensor.filled([columnCount]) {
+          Rows.columnSums(rows: rowCount, columns: columnCount, gradient.slice, into: $0)
+        }
+        sums.withMutableSlice { VectorMath.scale(scale, $0.readOnly, into: $0) }
+        sink.add(sums, to: 1)
+      }
+      sink.add(gradient, to: 0)
+    }
+  }
+}
+
+/// Adds the gradient of a bias that was added to every row.
+func addBiasGradient(
   _ gradient: Tensor, rows: Int, to position: Int, in sink: inout GradientSink
 ) {
   guard sink.needs(position) else { return }

@@ -334,6 +334,7 @@ class Case:
         folder = self.folder / "adapter"
         model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink()
+        (self.folder / "printed.txt").write_text(f"{model}\n")
         tensors = load_file(folder / "adapter_model.safetensors")
         self.record["keys"] = {key: list(tensors[key].shape) for key in sorted(tensors)}
         self.record["scaling"] = self.scaling(model)
