@@ -26,14 +26,16 @@ extension Kernels {
             LowRankRun(
               rows: start..<start + count, a: Slice(a), b: Slice(b), rank: rank, scale: scale))
           for row in start..<start + count {
-            let low = (0..<rank).map { r in
-              (0..<inputs).reduce(0.0) {
-                $0 + Double(a[r * inputs + $1]) * Double(x[row * inputs + $1])
+            var low = [Double](repeating: 0, count: rank)
+            for r in 0..<rank {
+              for i in 0..<inputs {
+                low[r] += Double(a[r * inputs + i]) * Double(x[row * inputs + i])
               }
             }
             for o in 0..<outputs {
-              expected[row * outputs + o] +=
-                Double(scale) * (0..<rank).reduce(0.0) { $0 + Double(b[o * rank + $1]) * low[$1] }
+              var sum = 0.0
+              for r in 0..<rank { sum += Double(b[o * rank + r]) * low[r] }
+              expected[row * outputs + o] += Double(scale) * sum
             }
           }
           start += count + 1
