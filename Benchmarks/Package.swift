@@ -17,5 +17,9 @@ let package = Package(
         .product(name: "BLASKernels", package: "swift-peft"),
       ],
       swiftSettings: [.swiftLanguageMode(.v6)]),
+    .executableTarget(
+      name: "methods-bench",
+      dependencies: [.product(name: "PEFT", package: "swift-peft")],
+      swiftSettings: [.swiftLanguageMode(.v6)]),
   ]
 )
