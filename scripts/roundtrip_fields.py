@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers import AutoModelForQuestionAnswering, AutoModelForTokenClassification
 
+from roundtrip_support import GOLDENS, ToolFailure, relative, visible
+
 LOGITS = 1e-5
-GOLDENS = Path(__file__).resolve().parents[1] / "Tests" / "Goldens"
 
 
 @dataclass
@@ -194,16 +195,6 @@ def inputs(case: Case) -> dict[str, torch.Tensor]:
     return {key: tensors[key] for key in [*wanted, "token_type_ids"] if key in tensors}
 
 
-def relative(found: torch.Tensor, reference: torch.Tensor) -> float:
-    if found.shape != reference.shape or not bool(torch.isfinite(found).all()):
-        return float("inf")
-    return ((found - reference).abs().max() / reference.abs().max()).item()
-
-
-def visible(output: torch.Tensor, batch: dict) -> torch.Tensor:
-    return output[batch["attention_mask"].bool()] if output.dim() == 3 else output
-
-
 def logits(model, batch: dict) -> torch.Tensor:
     with torch.no_grad():
         output = model(**batch)
@@ -315,13 +306,13 @@ def check_saved(case: Case, adapter: Path) -> tuple[str, torch.Tensor]:
     return problem, logits(model.eval(), inputs(case))
 
 
-def check(case: Case, tool, report, failure_type) -> None:
+def check(case: Case, tool, report) -> None:
     folder = tool.folder / "fields" / "".join(c if c.isalnum() else "-" for c in case.name)
 
     def attempt(what: str, body) -> None:
         try:
             body()
-        except failure_type as failure:
+        except ToolFailure as failure:
             text = str(failure)
             if is_refusal(text, case):
                 report.add_fact(case.model, f"{case.name}: {what}", "refused by name", True)
@@ -348,6 +339,37 @@ def check(case: Case, tool, report, failure_type) -> None:
         attempt("peft's adapter", read)
         if case.trains:
             attempt("the tool's adapter", write)
+
+
+# Settings of research methods that the tool has not got, at values that are not their defaults.
+REFUSED = {
+    "alora_invocation_tokens": [1, 2],
+    "arrow_config": {"top_k": 3},
+    "kasa_config": {"beta": 1e-4},
+    "megatron_config": {"tensor_model_parallel_size": 2},
+    "monteclora_config": {"num_samples": 4},
+    "use_bdlora": {"nblocks": 2},
+    "use_qalora": True,
+    "velora_config": {"num_groups": 4},
+}
+
+
+def check_refused(tool, report) -> None:
+    """Adapters with such a setting in their configuration."""
+    case = Case("refused", {"target_modules": ["q_proj"]})
+    folder = tool.folder / "fields" / "refused"
+    make(case, folder)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    for key, value in REFUSED.items():
+        path.write_text(json.dumps(config | {key: value}))
+        try:
+            tool_logits(case, tool, folder)
+        except ToolFailure as failure:
+            named = f"'{key}'" in str(failure)
+            report.add_fact("llama", key, "refused by name" if named else "error", named)
+        else:
+            report.add_fact("llama", key, "ignored", False)
 
 
 def check_rows(tool, report) -> None:
