@@ -116,7 +116,7 @@ extension PeftModel {
     }
     try reading.assign { () throws(PEFTError) in
       for (place, _, layer) in made {
-        do { try layer.didLoad(on: hosts[place].host) } catch {
+        do throws(PEFTError) { try layer.didLoad(on: hosts[place].host) } catch {
           throw error.located(at: "\(folder.tensors.path), '\(hosts[place].path)'")
         }
       }

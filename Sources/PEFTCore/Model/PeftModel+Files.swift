@@ -76,7 +76,7 @@ extension PeftModel {
     try reading.assign { () throws(PEFTError) in
       for place in sites {
         let (path, host) = hosts[place]
-        do {
+        do throws(PEFTError) {
           try (host.adapters as? AdapterStack)?.layer(name)?.didLoad(on: host)
         } catch { throw error.located(at: "\(file.path), '\(path)'") }
       }
