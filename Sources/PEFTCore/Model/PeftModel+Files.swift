@@ -66,57 +66,27 @@ extension PeftModel {
       throw PEFTError(
         .invalidState, "the adapter '\(name)' is merged", remedy: "Unmerge it first.")
     }
-    var report = LoadReport()
-    var values: [(Parameter, Tensor)] = []
-    var known: Set<String> = []
-    for tensor in try tensors(of: name) {
-      let keys = ([tensor.key] + tensor.otherKeys).map { Self.key($0, as: form) }
-      let key = keys.first { file[$0] != nil } ?? keys[0]
-      known.insert(key)
-      guard let entry = file[key] else {
-        if tensor.isStored { report.missing.append(key) }
-        continue
-      }
-      if ignoringMismatchedSizes, entry.shape != tensor.parameter.shape {
-        report.mismatched.append((key, entry.shape, tensor.parameter.shape))
-        continue
-      }
-      values.append((tensor.parameter, try Self.value(key, tensor.parameter, file)))
-      report.matched.append(key)
-    }
-    report.unexpected = file.names.filter { !known.contains($0) }
+    var reading = TensorReading(file)
+    reading.form = form
+    reading.ignoresMismatchedSizes = ignoringMismatchedSizes
+    for tensor in try tensors(of: name) { try reading.take(tensor) }
+    try reading.finish(on: self)
+    let report = reading.report
     if strict, let problem = Self.problem(report) {
       throw PEFTError(
         report.missing.isEmpty ? .unexpectedTensor : .missingTensor, problem, at: file.path,
         remedy: "The adapter was made for another base model or task, or the file is incomplete.")
     }
-    let before = values.map { ($0.0, $0.0.value) }
-    for (parameter, value) in values { parameter.assign(value) }
-    do throws(PEFTError) {
-      for place in try record(name).sites {
+    let sites = try record(name).sites
+    try reading.assign { () throws(PEFTError) in
+      for place in sites {
         let (path, host) = hosts[place]
-        do {
+        do throws(PEFTError) {
           try (host.adapters as? AdapterStack)?.layer(name)?.didLoad(on: host)
         } catch { throw error.located(at: "\(file.path), '\(path)'") }
       }
-    } catch {
-      for (parameter, value) in before { parameter.assign(value) }
-      throw error
     }
     return report
-  }
-
-  /// The tensor of a key for a parameter.
-  static func value(
-    _ key: String, _ parameter: Parameter, _ file: any TensorFile
-  ) throws(PEFTError) -> Tensor {
-    let shape = try file.entry(key).shape
-    guard shape == parameter.shape else {
-      throw PEFTError(
-        .shapeMismatch, "'\(key)' has shape \(shape), the model needs \(parameter.shape)",
-        at: file.path, remedy: "The adapter was made for another base model or rank.")
-    }
-    return try file.tensor(key)
   }
 
   /// Writes an adapter as a peft folder: config, weights and model card.
