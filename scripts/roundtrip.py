@@ -4,7 +4,8 @@
 For all-MiniLM-L6-v2 (a classifier with 77 labels) and stories260k (a causal language model):
 adapters made by peft give the same logits, losses and gradients in the tool; ten steps of
 `peft train` give torch's losses; the adapter that the tool saves loads in peft and gives the same
-logits. Also the models themselves, against the reference.json beside them.
+logits. Also the models themselves, against the reference.json beside them. Then every task type on
+the goldens' models (roundtrip_tasks.py).
 
     python scripts/roundtrip.py --peft-binary .build/release/peft --data ../shared/data
 
@@ -16,7 +17,6 @@ import argparse
 import csv
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -33,81 +33,18 @@ from peft import (  # noqa: E402
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from transformers import AutoModel, AutoModelForCausalLM  # noqa: E402
 from transformers import AutoModelForSequenceClassification  # noqa: E402
+
+import roundtrip_tasks  # noqa: E402
+from roundtrip_support import Report, Tool, ToolFailure, relative, visible  # noqa: E402
 
 LOGITS, GRADIENTS, LOSSES = 1e-5, 1e-4, 1e-4  # relative to the largest value of the reference
 STEPS, BATCH = 10, 4
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
 LABELS = 77
-
-
-class Report:
-    """The rows of the table."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, str, str, str, bool]] = []
-
-    def add(self, model: str, check: str, error: float, limit: float) -> None:
-        self.rows.append((model, check, f"{error:.1e}", f"{limit:.0e}", error <= limit))
-
-    def add_fact(self, model: str, check: str, found: str, holds: bool) -> None:
-        self.rows.append((model, check, found, "", holds))
-
-    def print(self) -> None:
-        head = ("model", "check", "max error", "limit", "")
-        rows = [(*row[:4], "ok" if row[4] else "FAILED") for row in self.rows]
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(5)]
-        for row in [head, tuple("-" * width for width in widths), *rows]:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-
-    @property
-    def failures(self) -> int:
-        return sum(not row[4] for row in self.rows)
-
-
-def relative(found: torch.Tensor, reference: torch.Tensor) -> float:
-    """max|found − reference| / max|reference|; infinite where shapes or finiteness differ."""
-    if found.shape != reference.shape or not bool(torch.isfinite(found).all()):
-        return float("inf")
-    return ((found - reference).abs().max() / reference.abs().max()).item()
-
-
-class ToolFailure(Exception):
-    """The tool ended with an error."""
-
-
-class Tool:
-    """The `peft` binary."""
-
-    def __init__(self, binary: Path, folder: Path, threads: int) -> None:
-        self.binary = binary
-        self.folder = folder
-        self.environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
-        self.calls = 0
-
-    def run(self, *arguments: object) -> str:
-        command = [str(self.binary), *map(str, arguments)]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise ToolFailure(f"{' '.join(command)}\nended with {done.returncode}\n{done.stderr}")
-        return done.stdout
-
-    def forward(self, model: Path, inputs: dict, *options: object, gradients=False):
-        """What `peft forward` writes: outputs and, if asked for, gradients."""
-        self.calls += 1
-        source = self.folder / f"{self.calls}-in.safetensors"
-        target = self.folder / f"{self.calls}-out.safetensors"
-        save_file(inputs, source)
-        arguments = ["forward", "--model", model, *options, "--input", source, "--output", target]
-        if not gradients:
-            self.run(*arguments)
-            return load_file(target)
-        slopes = self.folder / f"{self.calls}-gradients.safetensors"
-        self.run(*arguments, "--gradients", slopes)
-        return load_file(target), load_file(slopes)
 
 
 @dataclass
@@ -236,11 +173,6 @@ def padded(rows: list[dict]) -> dict[str, torch.Tensor]:
     else:
         labels = stack("labels", -100)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-def visible(output: torch.Tensor, inputs: dict) -> torch.Tensor:
-    """Without the rows of padding tokens, which mean nothing."""
-    return output[inputs["attention_mask"].bool()] if output.dim() == 3 else output
 
 
 # -- Adapters
@@ -488,7 +420,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peft-binary", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=os.environ.get("PEFT_TEST_DATA"))
-    parser.add_argument("--models", default="minilm,stories260k", help="comma-separated")
+    parser.add_argument("--models", default="minilm,stories260k,tasks", help="comma-separated")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="work in this folder and leave it")
     options = parser.parse_args()
@@ -523,6 +455,8 @@ def main() -> None:
                 except ToolFailure as failure:
                     print(failure, file=sys.stderr)
                     report.add_fact(subject.name, "the tool ended with an error", "", False)
+        if "tasks" in options.models.split(","):
+            roundtrip_tasks.check(tool, report)
     report.print()
     if not report.rows:
         sys.exit("nothing was checked")
