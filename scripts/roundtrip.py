@@ -7,8 +7,8 @@ adapters made by peft give the same logits, losses and gradients in the tool; te
 logits. Also the models themselves, against the reference.json beside them. Then every setting of
 LoRA that the tool takes, one by one on the goldens' models (roundtrip_fields.py): peft's adapter in
 the tool, active and merged, and the tool's in peft; what the tool refuses must be refused by name,
-and is shown so. Then every kind of layer, with LoRA and DoRA (roundtrip_layers.py), and EDoRA and
-LoRA-XS adapters of the tool that `peft convert` turns into what peft can load (roundtrip_methods.py).
+and is shown so. Then every task type (roundtrip_tasks.py), and EDoRA and LoRA-XS adapters of the
+tool that `peft convert` turns into what peft can load (roundtrip_methods.py).
 
     python scripts/roundtrip.py --peft-binary .build/release/peft --data ../shared/data
 
@@ -43,7 +43,7 @@ from transformers import AutoModel, AutoModelForCausalLM  # noqa: E402
 from transformers import AutoModelForSequenceClassification  # noqa: E402
 
 import roundtrip_fields  # noqa: E402
-import roundtrip_layers  # noqa: E402
+import roundtrip_tasks  # noqa: E402
 from roundtrip_support import Report, Tool, ToolFailure, relative, visible  # noqa: E402
 
 LOGITS, GRADIENTS, LOSSES = 1e-5, 1e-4, 1e-4  # relative to the largest value of the reference
@@ -436,7 +436,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peft-binary", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=os.environ.get("PEFT_TEST_DATA"))
-    names = "minilm,stories260k,minilm-dora,stories260k-dora,methods,fields,layers"
+    names = "minilm,stories260k,minilm-dora,stories260k-dora,methods,fields,tasks"
     parser.add_argument("--models", default=names, help="comma-separated")
     parser.add_argument("--fields", default="", help="only settings with this in their name")
     parser.add_argument("--threads", type=int, default=2)
@@ -491,9 +491,8 @@ def main() -> None:
                     roundtrip_fields.check(case, tool, report)
             roundtrip_fields.check_refused(tool, report)
             roundtrip_fields.check_rows(tool, report)
-        if "layers" in options.models.split(","):
-            roundtrip_layers.write_adapters(folder.resolve() / "layers")
-            roundtrip_layers.check(folder.resolve() / "layers", report)
+        if "tasks" in options.models.split(","):
+            roundtrip_tasks.check(tool, report)
     report.print()
     if not report.rows:
         sys.exit("nothing was checked")
