@@ -19,9 +19,14 @@ extension AdapterStack {
     let matrix = try base.merging { rows, block in
       for own in rowsOf { own.replace(in: &block, rows: rows) }
       for name in present {
+        guard let layer = self.layer(name) else { continue }
         do {
-          try self.layer(name)?.addDelta(rows: rows, to: &block, base: base)
+          try layer.addDelta(rows: rows, to: &block, base: base)
         } catch let error as PEFTError { throw error.located(at: self.path) }
+        if let standIn = layer.standIn {
+          block = block + standIn.dequantized(rows: rows)
+          block = block + base.dequantized(rows: rows).scaled(by: -1)
+        }
       }
       if checkingFinite, !block.allFinite {
         throw PEFTError(

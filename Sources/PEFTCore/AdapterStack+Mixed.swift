@@ -62,11 +62,20 @@ extension AdapterStack {
   ) -> Tensor {
     let parameters = parameters(below: [place], host: host)
     let known = hasOwnBase(at: place) ? nil : base
-    var sum = known ?? host.base(input, parameters)
+    let layer = layer(at: place)
+    let needsBase = layer?.needsBaseOutput == true
+    var own: HostParameters?
+    if let standIn = layer?.standIn {
+      own = parameters
+      own?.weight = .matrix(standIn)
+    }
+    var sum = own.map { host.base(input, $0) } ?? known ?? host.base(input, parameters)
     tokens(at: place)?.replace(in: &sum, input, bias: parameters.bias)
-    guard let layer = layer(at: place) else { return sum }
-    layer.contribute(
-      call(input, layer.needsBaseOutput ? sum : nil, host, parameters, context), to: &sum)
+    // What a layer sees is the untouched base, whatever stands in for it.
+    let seen =
+      layer?.standIn == nil ? sum : needsBase ? known ?? host.base(input, parameters) : nil
+    layer?.contribute(
+      call(input, needsBase ? seen : nil, host, parameters, context), to: &sum)
     return sum
   }
 

@@ -15,13 +15,12 @@ public final class AdapterStack: HostAdapters {
   private var copiesByPlace: [(place: Int, parameters: HostParameters)] = []
   /// Rows of the weight that adapters train, by place.
   private var tokensByPlace: [(place: Int, rows: TokenRows)] = []
-  /// Base parameters that came with adapters and differ from the model's own, by place.
-  private var basesByPlace: [(place: Int, parameters: HostParameters)] = []
   /// The bias that an adapter trains.
   private(set) var trainedBias: TrainedBias?
   /// Names of the merged adapters.
   public var merged: [String] { mergedPlaces.map { selection.name(at: $0) } }
   private(set) var mergedPlaces: [Int] = []
+  /// The host's parameters before anything was merged, while something is.
   private(set) var original: HostParameters?
 
   init(path: String, selection: AdapterSelection) {
@@ -81,12 +80,11 @@ public final class AdapterStack: HostAdapters {
   /// Whether what an adapter changes, it changes on parameters of its own.
   func hasOwnBase(at place: Int) -> Bool {
     copy(at: place) != nil || trainedBias?.place == place
-      || basesByPlace.contains { $0.place == place }
   }
 
   /// Whether nothing is in the slot.
   public var isEmpty: Bool {
-    copiesByPlace.isEmpty && tokensByPlace.isEmpty && basesByPlace.isEmpty && trainedBias == nil
+    copiesByPlace.isEmpty && tokensByPlace.isEmpty && trainedBias == nil
       && layersByPlace.allSatisfy { $0 == nil }
   }
 
@@ -111,15 +109,6 @@ public final class AdapterStack: HostAdapters {
     tokensByPlace.append((place, rows))
   }
 
-  /// Puts a weight below an adapter that takes the place of the base's.
-  func replaceBase(by weight: any WeightMatrix, adapter: String, host: any AdapterHost) {
-    let place = selection.takePlace(adapter)
-    var parameters = original ?? host.parameters
-    parameters.weight = .matrix(weight)
-    basesByPlace.removeAll { $0.place == place }
-    basesByPlace.append((place, parameters))
-  }
-
   /// Lets an adapter train the host's bias.
   func trainBias(_ adapter: String, host: any AdapterHost) {
     guard let bias = host.parameters.bias else { return }
@@ -139,7 +128,6 @@ public final class AdapterStack: HostAdapters {
     if place < layersByPlace.count { layersByPlace[place] = nil }
     copiesByPlace.removeAll { $0.place == place }
     tokensByPlace.removeAll { $0.place == place }
-    basesByPlace.removeAll { $0.place == place }
     if trainedBias?.place == place { restoreBias() }
   }
 
@@ -198,12 +186,7 @@ public final class AdapterStack: HostAdapters {
   /// The parameters that the given adapters see below their changes, nothing merged.
   func parameters(below active: [Int], host: any AdapterHost) -> HostParameters {
     if let copy = active.lazy.compactMap({ self.copy(at: $0) }).first { return copy }
-    let own = withBias(original ?? host.parameters, for: active)
-    guard !basesByPlace.isEmpty,
-      var base = basesByPlace.first(where: { active.contains($0.place) })?.parameters
-    else { return own }
-    base.bias = own.bias
-    return base
+    return withBias(original ?? host.parameters, for: active)
   }
 
   private func forward(
@@ -220,17 +203,40 @@ public final class AdapterStack: HostAdapters {
     {
       return output
     }
-    var sum = host.base(input, isMerged ? host.parameters : untouched)
+    let standIns = layers.compactMap(\.standIn)
+    var sum = baseSum(input, isMerged ? host.parameters : untouched, standIns, host)
     for own in rows { own.replace(in: &sum, input, bias: untouched.bias) }
     // Taken before any layer adds to the sum: what a layer sees must not depend on the order.
     let base =
       layers.contains(where: \.needsBaseOutput)
-      ? (isMerged ? host.base(input, untouched) : sum) : nil
+      ? (isMerged || !standIns.isEmpty ? host.base(input, untouched) : sum) : nil
     for layer in layers {
       layer.contribute(
         call(input, layer.needsBaseOutput ? base : nil, host, untouched, context), to: &sum)
     }
     return sum
+  }
+
+  /// The output of the base with weights that stand in for its own: their differences add up.
+  private func baseSum(
+    _ input: HostInput, _ parameters: HostParameters, _ standIns: [any WeightMatrix],
+    _ host: any AdapterHost
+  ) -> Tensor {
+    guard let first = standIns.first else { return host.base(input, parameters) }
+    func output(_ weight: HostParameters.Weight, bias: Parameter? = nil) -> Tensor {
+      var changed = parameters
+      changed.weight = weight
+      changed.bias = bias
+      return host.base(input, changed)
+    }
+    guard mergedPlaces.isEmpty else {
+      let own = output((original ?? parameters).weight).scaled(by: -Float(standIns.count))
+      return standIns.reduce(host.base(input, parameters) + own) { $0 + output(.matrix($1)) }
+    }
+    var sum = output(.matrix(first), bias: parameters.bias)
+    guard standIns.count > 1 else { return sum }
+    sum = sum + output(parameters.weight).scaled(by: -Float(standIns.count - 1))
+    return standIns.dropFirst().reduce(sum) { $0 + output(.matrix($1)) }
   }
 
   func call(

@@ -1,5 +1,6 @@
 import NN
 import PEFTSupport
+import Tensors
 
 /// A method of parameter-efficient fine-tuning: its config and how it adapts a layer.
 ///
@@ -40,6 +41,13 @@ public protocol Tuner: Sendable {
   /// Names of modules that the method does not reach in models of a type, since their own code
   /// bypasses the module.
   static func unreachableModules(modelType: String) -> Set<String>
+
+  /// Prepares a new adapter before its layers are made; the model's adapters are off meanwhile.
+  ///
+  /// The default does nothing.
+  ///
+  /// - Throws: ``PEFTError`` when what the settings ask for cannot be had, as without data.
+  static func prepare(_ plan: inout AdapterPlan) throws(PEFTError)
 }
 
 extension Tuner {
@@ -63,8 +71,12 @@ extension Tuner {
 
   /// The targets for a model type when the config names none.
   public static func defaultTargets(modelType: String) -> TargetModules? { nil }
+
   /// The method reaches all modules.
   public static func unreachableModules(modelType: String) -> Set<String> { [] }
+
+  /// Does nothing.
+  public static func prepare(_ plan: inout AdapterPlan) throws(PEFTError) {}
 }
 
 /// Makes the adapter layer for a host, if the host is of its kind.
@@ -96,18 +108,23 @@ public struct AdapterSite {
   public let config: any TunerConfig
   /// Seed of the initial values.
   public let seed: UInt64
-  /// The parameter of the module that is adapted, for `target_parameters`; the path ends in it.
+  /// The host's parameters without anything merged into them.
+  public let parameters: HostParameters
+  /// Initial values by the suffix of the parameter, where the tuner's preparation or a file fixed
+  /// them.
+  public var initialValues: [String: Tensor] = [:]
+  /// Whether the values are read from a file next, so that costly initial ones would be wasted.
+  public var isLoading = false
+  /// The parameter of the module that is adapted, for `target_parameters`, whose path ``target`` is;
   /// `nil` adapts the module as a whole.
   public var parameter: String?
   /// The layer of this adapter on the embedding that the host is tied to, when both are to have
   /// the same change.
   public var tied: (any TunerLayer)?
-  /// Whether the values are read from a file next, so that costly initial ones would be wasted.
-  public var isLoading = false
 
   /// Whether initial values that depend on the host's weight are to be computed: not when others
   /// are read next, nor in a model that is only described.
   public var initializesFromWeight: Bool {
-    !isLoading && !(host.parameters.matrix is ShapeOnlyMatrix)
+    !isLoading && !(parameters.matrix is ShapeOnlyMatrix)
   }
 }

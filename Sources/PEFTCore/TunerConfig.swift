@@ -52,6 +52,17 @@ public protocol TunerConfig: Sendable {
   ///
   /// - Throws: ``PEFTError`` `invalidConfiguration`, naming the key.
   func validate() throws(PEFTError)
+
+  /// Whether a new adapter begins from data, so that ``PeftModel/add(_:_:seed:calibration:)`` needs
+  /// batches; the default is no.
+  var needsCalibration: Bool { get }
+
+  /// Whether peft can put the adapter on a model from its files alone, as saved in the form that
+  /// it is trained in. Otherwise it is saved in its plain form; the default is yes.
+  var isSelfContained: Bool { get }
+
+  /// The settings of the plain form; see ``TunerLayer/plainTensors()``. The default is unchanged.
+  func plain() -> Self
 }
 
 extension TunerConfig {
@@ -79,4 +90,13 @@ extension TunerConfig {
   public var remarks: [String] { [] }
   /// No remarks.
   public func remarks(matching paths: [String]) -> [String] { [] }
+
+  /// No.
+  public var needsCalibration: Bool { false }
+
+  /// Yes.
+  public var isSelfContained: Bool { true }
+
+  /// Unchanged.
+  public func plain() -> Self { self }
 }

@@ -52,16 +52,6 @@ public struct LoRAConfig: TunerConfig, Equatable {
   /// Members of the file that have no property here; they are written back.
   public var unknownKeys: JSONObject
 
-  /// How A and B begin, `init_lora_weights`.
-  public enum Initialization: Sendable, Equatable {
-    /// A uniform in ±1/√in, B zero: the adapter starts without effect.
-    case standard
-    /// A normal with deviation 1/r, B zero.
-    case gaussian
-    /// A and B both random: the adapter changes the model from the start.
-    case random
-  }
-
   /// Creates settings; the defaults are peft's.
   public init(
     rank: Int = 8, alpha: Double = 8, dropout: Double = 0,
@@ -91,12 +81,11 @@ public struct LoRAConfig: TunerConfig, Equatable {
   /// those that are refused where they have another value.
   private static let otherKeys: [(key: String, value: JSONValue, isRefused: Bool)] = [
     ("alora_invocation_tokens", .null, true), ("arrow_config", .null, true),
-    ("auto_mapping", .null, false), ("corda_config", .null, true), ("eva_config", .null, true),
-    ("kasa_config", .null, true), ("loftq_config", .object(JSONObject()), true),
-    ("lora_ga_config", .null, true), ("megatron_config", .null, true),
-    ("megatron_core", "megatron.core", false), ("monteclora_config", .null, true),
-    ("peft_version", .null, false), ("qalora_group_size", 16, false), ("revision", .null, false),
-    ("use_bdlora", .null, true), ("use_qalora", false, true), ("velora_config", .null, true),
+    ("auto_mapping", .null, false), ("kasa_config", .null, true),
+    ("megatron_config", .null, true), ("megatron_core", "megatron.core", false),
+    ("monteclora_config", .null, true), ("peft_version", .null, false),
+    ("qalora_group_size", 16, false), ("revision", .null, false), ("use_bdlora", .null, true),
+    ("use_qalora", false, true), ("velora_config", .null, true),
   ]
 
   /// The keys that a config file or a run may have; others are kept but not understood.
@@ -104,10 +93,10 @@ public struct LoRAConfig: TunerConfig, Equatable {
     [
       "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha",
       "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-      "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "init_lora_weights", "bias",
+      "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "bias",
       "fan_in_fan_out", "target_parameters", "lora_bias", "trainable_token_indices",
       "layer_replication", "ensure_weight_tying", "use_dora",
-    ] + otherKeys.map(\.key)
+    ] + otherKeys.map(\.key) + Initialization.keys
 
   /// Reads the members of a config file.
   ///
@@ -133,7 +122,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
     usesLoRABias = try reader.bool("lora_bias") ?? false
     modulesToSave = try reader.strings("modules_to_save") ?? []
     fanInFanOut = try reader.bool("fan_in_fan_out") ?? false
-    initialization = try Self.initialization(reader.value("init_lora_weights"))
+    initialization = try Initialization(&reader)
     try readExtras(&reader)
     try readOthers(&reader)
     unknownKeys = reader.rest
@@ -191,7 +180,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
     members += [
       ("rank_pattern", rankPattern.json), ("alpha_pattern", alphaPattern.json),
       ("use_rslora", .bool(usesRSLoRA)), ("use_dora", .bool(usesDoRA)),
-      ("modules_to_save", names(modulesToSave)), ("init_lora_weights", initializationValue),
+      ("modules_to_save", names(modulesToSave)),
       ("bias", .string(bias.rawValue)), ("fan_in_fan_out", .bool(fanInFanOut)),
       ("target_parameters", names(targetParameters)), ("lora_bias", .bool(usesLoRABias)),
       ("trainable_token_indices", trainableTokens?.json ?? .null),
@@ -203,6 +192,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
       ("ensure_weight_tying", .bool(ensuresWeightTying)),
     ]
     members += Self.otherKeys.map { ($0.key, passive[$0.key] ?? $0.value) }
+    members += initialization.members(besides: unknownKeys)
     if !detachesNorm { members.append(("dora_detach_norm", false)) }
     return JSONObject(members + unknownKeys.members.map { ($0.key, $0.value) })
   }
@@ -213,8 +203,13 @@ public struct LoRAConfig: TunerConfig, Equatable {
   ///   - path: The module's path, which patterns are matched against.
   ///   - rank: Its rank.
   package func scaling(_ path: String, rank: Int) throws(PEFTError) -> Double {
-    let alpha = try alphaPattern.value(for: path, configKey: "alpha_pattern") ?? alpha
+    let alpha = try alpha(path)
     return usesRSLoRA ? alpha / Double(rank).squareRoot() : alpha / Double(rank)
+  }
+
+  /// The alpha at a module.
+  func alpha(_ path: String) throws(PEFTError) -> Double {
+    try alphaPattern.value(for: path, configKey: "alpha_pattern") ?? alpha
   }
 
   /// The rank at a module.
@@ -242,11 +237,12 @@ public struct LoRAConfig: TunerConfig, Equatable {
       throw PEFTError(
         .invalidConfiguration, "'lora_alpha' is \(alpha), a finite number was expected")
     }
+    try initialization.validate()
     if usesLoRABias, initialization != .standard, initialization != .random {
       throw PEFTError(
         .invalidConfiguration,
         "The argument lora_bias=True is only supported with init_lora_weights=True or False, got "
-          + "init_lora_weights=\(initializationValue.string ?? initializationValue.text()) "
+          + "init_lora_weights=\(initialization.json.string ?? initialization.json.text()) "
           + "instead.")
     }
     if usesLoRABias, usesDoRA {
@@ -292,25 +288,5 @@ public struct LoRAConfig: TunerConfig, Equatable {
     _ key: String, _ reader: inout ConfigReader
   ) throws(PEFTError) -> SuffixPatterns {
     SuffixPatterns((try reader.numbers(key) ?? []).map { .init($0.key, $0.value) })
-  }
-
-  private static func initialization(_ value: JSONValue?) throws(PEFTError) -> Initialization {
-    switch value {
-    case nil, .bool(true)?: return .standard
-    case .bool(false)?: return .random
-    case .string(let name)? where name.lowercased() == "gaussian": return .gaussian
-    case let value?:
-      throw PEFTError(
-        .unsupported, "'init_lora_weights': \(value.text()) is not supported",
-        remedy: "Use true, false or \"gaussian\".")
-    }
-  }
-
-  private var initializationValue: JSONValue {
-    switch initialization {
-    case .standard: return true
-    case .random: return false
-    case .gaussian: return "gaussian"
-    }
   }
 }

@@ -21,6 +21,13 @@ final class LoRAParameter: TunerLayer {
   init(_ site: AdapterSite, _ config: LoRAConfig) throws(PEFTError) {
     rank = try config.rank(site.target)
     scaling = try config.scaling(site.target, rank: rank)
+    let initialization = config.initialization
+    guard initialization == initialization.withoutWeight else {
+      throw PEFTError(
+        .unsupported,
+        "'init_lora_weights': \(initialization.json.text()) is not supported for parameters",
+        remedy: "Use true, false or \"gaussian\".")
+    }
     let host = site.host
     let stack = host as? StackedWeight
     experts = stack?.count ?? 1
@@ -33,12 +40,11 @@ final class LoRAParameter: TunerLayer {
     let shapeB = [outputs, rank * experts]
     let aValue: Tensor
     var bValue = Tensor.zeros(shapeB)
-    switch config.initialization {
-    case .standard, .random:
+    if initialization == .gaussian {
+      aValue = .normal(shapeA, deviation: 1 / Float(rank), key: InitialFactors.key(site, "lora_A"))
+    } else {
       let bound = 1 / Float(inputs).squareRoot()
       aValue = .uniform(shapeA, bound: bound, key: InitialFactors.key(site, "lora_A"))
-    case .gaussian:
-      aValue = .normal(shapeA, deviation: 1 / Float(rank), key: InitialFactors.key(site, "lora_A"))
     }
     if config.initialization == .random {
       let bound = 1 / Float(rank * experts).squareRoot()

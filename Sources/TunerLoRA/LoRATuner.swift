@@ -30,4 +30,15 @@ public enum LoRATuner: Tuner {
     let types: Set = ["mamba", "mamba2", "falcon_h1", "falcon_mamba", "nemotron_h"]
     return types.contains(modelType) ? ["out_proj", "conv1d"] : []
   }
+
+  /// Runs the model on the batches for initial values that depend on data.
+  public static func prepare(_ plan: inout AdapterPlan) throws(PEFTError) {
+    guard let config = plan.config as? LoRAConfig, !plan.isLoading else { return }
+    switch config.initialization {
+    case .eva(let settings): try EVA.prepare(&plan, settings)
+    case .corda(let settings): try CorDA.prepare(&plan, settings)
+    case .loraGA(let settings): try LoRAGA.prepare(&plan, settings)
+    default: break
+    }
+  }
 }

@@ -79,43 +79,29 @@ extension PeftModel {
         "Incompatible methods: \(record.tuner) and \(entry.tuner)", at: folder.configPath)
     }
     // All is made before anything is changed.
-    let keys = Set(folder.tensors.names)
-    var made: [(stack: AdapterStack, layer: any TunerLayer)] = []
-    var report = LoadReport()
-    var values: [(Parameter, Tensor)] = []
-    func take(_ tensor: AdapterTensor) throws(PEFTError) {
-      let key = ([tensor.key] + tensor.otherKeys).first(where: keys.contains)
-      guard let key else {
-        report.missing.append(tensor.key)
-        return
-      }
-      report.matched.append(key)
-      values.append((tensor.parameter, try Self.value(key, tensor, folder.tensors)))
-    }
-    let layers = try makeLayers(record.layout, config, name, 0, entry, isLoading: true)
+    let references = try initialValues(at: record.layout, in: folder.references)
+    var made: [(place: Int, stack: AdapterStack, layer: any TunerLayer)] = []
+    var reading = TensorReading(folder.tensors)
+    let layers = try makeLayers(
+      record.layout, config, name, 0, entry, initialValues: references, isLoading: true)
+    var replaced: Set<Parameter.ID> = []
     for ((place, layer), site) in zip(layers, record.layout) {
       guard let stack = hosts[place].host.adapters as? AdapterStack, let old = stack.layer(name)
       else { continue }
+      replaced.formUnion(old.parameters.map(\.parameter.id))
       let wasTrainable = old.parameters.contains { $0.parameter.isTrainable }
-      for parameter in layer.parameters {
+      for parameter in layer.parameters where !parameter.isTransposed {
         parameter.parameter.isTrainable = wasTrainable && parameter.isTrained
-        try take(Self.tensor(parameter, at: site.prefix))
       }
-      made.append((stack, layer))
+      for tensor in Self.tensors(of: layer, at: site.prefix) { try reading.take(tensor) }
+      made.append((place, stack, layer))
     }
     // What it has beside its layers keeps its place.
-    let own = Set(made.flatMap { $0.layer.parameters.map(\.parameter.id) })
-    let old = Set(
-      record.sites.flatMap { place in
-        ((hosts[place].host.adapters as? AdapterStack)?.layer(name)?.parameters ?? [])
-          .map(\.parameter.id)
-      })
-    for tensor in try tensors(of: name)
-    where !own.contains(tensor.parameter.id) && !old.contains(tensor.parameter.id) {
-      try take(tensor)
+    for tensor in try tensors(of: name) where !replaced.contains(tensor.parameter.id) {
+      try reading.take(tensor)
     }
-    let known = Set(report.matched)
-    report.unexpected = folder.tensors.names.filter { !known.contains($0) }
+    try reading.finish(on: self)
+    let report = reading.report
     if !report.unexpected.isEmpty {
       let names = report.unexpected.map { Self.memoryKey($0, adapter: name) }
       throw PEFTError(
@@ -123,8 +109,14 @@ extension PeftModel {
         "Hot swapping the adapter did not succeed, unexpected keys found: "
           + "\(names.joined(separator: ", ")).", at: folder.tensors.path)
     }
-    for (parameter, value) in values { parameter.assign(value) }
-    for (stack, layer) in made { stack.add(layer, adapter: name) }
+    try reading.assign { () throws(PEFTError) in
+      for (place, _, layer) in made {
+        do throws(PEFTError) { try layer.didLoad(on: hosts[place].host) } catch {
+          throw error.located(at: "\(folder.tensors.path), '\(hosts[place].path)'")
+        }
+      }
+    }
+    for (_, stack, layer) in made { stack.add(layer, adapter: name) }
     records[index].config = config
     return report
   }

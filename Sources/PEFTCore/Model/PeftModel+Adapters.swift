@@ -11,27 +11,30 @@ extension PeftModel {
   ///   - name: Unique on this model; no dots.
   ///   - config: The settings; their type decides the method.
   ///   - seed: Seed of the initial values.
+  ///   - calibration: Batches, for initial values that depend on data.
   /// - Returns: What was matched.
   /// - Throws: ``PEFTError``: the name is taken, no module matches, the config does not fit a
   ///   layer, or the method is not registered.
   @discardableResult
   public func add(
-    _ name: String = "default", _ config: some TunerConfig, seed: UInt64 = 0
+    _ name: String = "default", _ config: some TunerConfig, seed: UInt64 = 0,
+    calibration: Calibration? = nil
   ) throws(PEFTError) -> TargetReport {
-    try add(name, any: config, seed: seed)
+    try add(name, any: config, seed: seed, calibration: calibration)
   }
 
-  /// Adds a new adapter from a config of any type; see ``add(_:_:seed:)``.
+  /// Adds a new adapter from a config of any type; see ``add(_:_:seed:calibration:)``.
   @discardableResult
   public func add(
-    _ name: String, any config: any TunerConfig, seed: UInt64
+    _ name: String, any config: any TunerConfig, seed: UInt64, calibration: Calibration? = nil
   ) throws(PEFTError) -> TargetReport {
-    try add(name, any: config, seed: seed, from: AdapterOrigin())
+    try add(name, any: config, seed: seed, from: AdapterOrigin(), calibration: calibration)
   }
 
   /// The same, with values that come from elsewhere.
   func add(
-    _ name: String, any config: any TunerConfig, seed: UInt64, from origin: AdapterOrigin
+    _ name: String, any config: any TunerConfig, seed: UInt64, from origin: AdapterOrigin,
+    calibration: Calibration? = nil
   ) throws(PEFTError) -> TargetReport {
     warnings = []
     try checkNewName(name)
@@ -51,9 +54,21 @@ extension PeftModel {
     let undo = try replicateLayers(config.layerReplication)
     do {
       var plan = try plan(&config, entry.tuner, origin)
+      let prepared = try prepare(
+        AdapterPlan(
+          adapter: name, config: config, sites: plan.sites.map(planned), seed: seed,
+          calibration: calibration, isLoading: origin.isLoading || origin.existed,
+          initialValues: try initialValues(at: plan.sites, in: origin.references)), entry.tuner)
+      config = prepared.config
+      plan.keep(prepared.sites.map(\.path), among: hosts.map(\.path))
       // Nothing is put on the model before everything could be made.
       let layers = try makeLayers(
-        plan.sites, config, name, seed, entry, isLoading: origin.isLoading)
+        plan.sites, config, name, seed, entry, initialValues: prepared.initialValues,
+        isLoading: origin.isLoading)
+      if !origin.isLoading {
+        Parameter.shareBlock(
+          layers.flatMap { $0.layer.parameters.filter { !$0.isTransposed }.map(\.parameter) })
+      }
       plan.warnings += layers.compactMap { $0.layer.remark }
       install(plan, layers, config, entry.tuner, as: name)
       warnings += plan.warnings
@@ -175,6 +190,29 @@ extension PeftModel {
   }
 
   // MARK: Pieces
+
+  private func planned(_ site: TargetPlan.Site) -> AdapterPlan.Site {
+    let (path, host) = hosts[site.place]
+    return AdapterPlan.Site(
+      path: path, target: site.path, host: host, parameters: untouched(host))
+  }
+
+  /// A host's parameters without anything merged into them.
+  func untouched(_ host: any AdapterHost) -> HostParameters {
+    (host.adapters as? AdapterStack)?.original ?? host.parameters
+  }
+
+  /// Lets the tuner prepare an adapter, with the other adapters off.
+  private func prepare(
+    _ plan: AdapterPlan, _ tuner: any Tuner.Type
+  ) throws(PEFTError) -> AdapterPlan {
+    var plan = plan
+    let before = selection.isDisabled
+    selection.isDisabled = true
+    defer { selection.isDisabled = before }
+    try tuner.prepare(&plan)
+    return plan
+  }
 
   /// What the adapters of a model have to agree on.
   private func checkAgainstOthers(_ config: any TunerConfig) throws(PEFTError) {

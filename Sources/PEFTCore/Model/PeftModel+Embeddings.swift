@@ -12,13 +12,6 @@ public enum EmbeddingSaving: Sendable {
   case never
 }
 
-/// A base weight in an adapter's file.
-struct StoredEmbedding {
-  let key: String
-  let place: Int
-  let value: Tensor
-}
-
 extension PeftModel {
   /// The base's embeddings that go into an adapter's file.
   func embeddingTensors(
@@ -74,41 +67,5 @@ extension PeftModel {
       hosts[$0].host.outputFeatures == rows
     }
     return [input] + heads
-  }
-
-  /// The base weights that a file holds beside an adapter.
-  func storedEmbeddings(
-    _ file: any TensorFile, _ known: Set<String>, _ form: AdapterKeyForm
-  ) throws(PEFTError) -> [StoredEmbedding] {
-    var result: [StoredEmbedding] = []
-    for place in embeddingPlaces {
-      let (path, host) = hosts[place]
-      for middle in ["", ".base_layer", ".token_adapter.base_layer"] {
-        let key = Self.key("\(Self.filePrefix)\(path)\(middle).weight", as: form)
-        guard !known.contains(key), let entry = file[key] else { continue }
-        let matrix = host.parameters.matrix
-        guard entry.shape == [matrix.rows, matrix.columns] else {
-          throw PEFTError(
-            .shapeMismatch,
-            "'\(key)' has shape \(entry.shape), the model needs \([matrix.rows, matrix.columns])",
-            at: file.path,
-            remedy: "The adapter was made for a base whose vocabulary was resized.")
-        }
-        result.append(StoredEmbedding(key: key, place: place, value: try file.tensor(key)))
-      }
-    }
-    return result
-  }
-
-  /// Puts a stored base weight below an adapter, where it is not what the base has anyway.
-  func use(_ embedding: StoredEmbedding, for adapter: String) {
-    let (path, host) = hosts[embedding.place]
-    let own = host.parameters.matrix
-    let isSame = own.rowBlocks.allSatisfy { rows in
-      own.dequantized(rows: rows).scalars == embedding.value.rowRange(rows).scalars
-    }
-    if isSame { return }
-    stack(of: host, path: path).replaceBase(
-      by: DenseMatrix(embedding.value), adapter: adapter, host: host)
   }
 }

@@ -6,7 +6,8 @@ extension PeftModel {
   /// The layers of planned sites; nothing is put on the model.
   func makeLayers(
     _ sites: [TargetPlan.Site], _ config: any TunerConfig, _ name: String, _ seed: UInt64,
-    _ entry: TunerRegistry.Entry, isLoading: Bool
+    _ entry: TunerRegistry.Entry, initialValues: [String: [String: Tensor]] = [:],
+    isLoading: Bool
   ) throws(PEFTError) -> [(place: Int, layer: any TunerLayer)] {
     var made: [(place: Int, layer: any TunerLayer)] = []
     made.reserveCapacity(sites.count)
@@ -14,6 +15,7 @@ extension PeftModel {
       let (path, host) = hosts[planned.place]
       var site = AdapterSite(
         host: host, path: path, target: planned.path, adapter: name, config: config, seed: seed,
+        parameters: untouched(host), initialValues: initialValues[path] ?? [:],
         isLoading: isLoading)
       site.parameter = planned.parameter
       if let other = planned.tiedTo { site.tied = made.first { $0.place == other }?.layer }
@@ -22,7 +24,7 @@ extension PeftModel {
     return made
   }
 
-  private static func makeLayer(
+  static func makeLayer(
     _ site: AdapterSite, _ entry: TunerRegistry.Entry
   ) throws(PEFTError) -> any TunerLayer {
     do {

@@ -47,8 +47,8 @@ extension PeftModel {
     for place in record.places {
       let (path, host) = hosts[place]
       guard let stack = host.adapters as? AdapterStack else { continue }
-      for parameter in stack.layer(adapter)?.parameters ?? [] {
-        add(Self.tensor(parameter, at: prefixes[place] ?? path))
+      if let layer = stack.layer(adapter) {
+        Self.tensors(of: layer, at: prefixes[place] ?? path).forEach(add)
       }
       for info in stack.copy(adapter)?.info ?? [] {
         guard let parameter = info.parameter else { continue }
@@ -70,14 +70,16 @@ extension PeftModel {
     return result
   }
 
-  /// A layer's parameter under its keys.
-  static func tensor(_ parameter: AdapterParameter, at path: String) -> AdapterTensor {
-    let keys = parameter.keys(at: path)
-    var tensor = AdapterTensor(key: keys[0], parameter: parameter.parameter)
-    tensor.otherKeys = Array(keys.dropFirst())
-    tensor.isStored = parameter.isStored
-    tensor.isTransposed = parameter.isTransposed
-    return tensor
+  /// The parameters of a layer, at the path that files have it under.
+  static func tensors(of layer: any TunerLayer, at path: String) -> [AdapterTensor] {
+    layer.parameters.map { parameter in
+      let keys = parameter.keys(at: path)
+      var tensor = AdapterTensor(key: keys[0], parameter: parameter.parameter)
+      tensor.otherKeys = Array(keys.dropFirst())
+      tensor.isStored = parameter.isStored
+      tensor.isTransposed = parameter.isTransposed
+      return tensor
+    }
   }
 
   /// The parameters that training changes: those of the active adapters.

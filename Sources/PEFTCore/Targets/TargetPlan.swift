@@ -1,5 +1,6 @@
 import NN
 import PEFTSupport
+import Tensors
 
 /// What an adapter is to be put on, before anything is put anywhere.
 struct TargetPlan {
@@ -35,6 +36,13 @@ struct TargetPlan {
   var additionalInState: [String] = []
   /// What was odd, in peft's words.
   var warnings: [String] = []
+
+  /// Leaves out the sites whose hosts' paths are not among the given ones.
+  mutating func keep(_ kept: [String], among paths: [String]) {
+    if kept.count == sites.count { return }
+    let kept = Set(kept)
+    sites.removeAll { !kept.contains(paths[$0.place]) }
+  }
 }
 
 /// What came of adding an adapter.
@@ -62,6 +70,10 @@ struct AdapterOrigin {
   var stateKeys: [String]?
   /// The keys of the file that it is read from next.
   var fileKeys: Set<String>?
+  /// What the files have for ``TunerLayer/referenceTensors``.
+  var references: (any TensorFile)?
+  /// Whether it was made before, so that it begins with no data.
+  var existed = false
   /// Whether all values are read from a file next, so that initial ones need not be computed.
   var isLoading = false
 }

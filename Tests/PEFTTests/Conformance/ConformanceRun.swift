@@ -129,7 +129,8 @@ final class ConformanceRun {
       forward = ConformanceForward(name: name, model: model, weights: data.weights)
     } else {
       golden = name
-      let loaded = try ModelLoader.load(TestData.golden("\(name)/model"))
+      let head = step["num_labels"]?.int.map { ModelHead.sequenceClassification(labels: $0) }
+      let loaded = try ModelLoader.load(TestData.golden("\(name)/model"), head: head)
       base = loaded.model
       info = BaseModelInfo(
         modelType: loaded.model.configuration.modelType, outputHeads: loaded.outputHeads)
@@ -147,18 +148,52 @@ final class ConformanceRun {
     guard let model = base as? any CausalLanguageModel else {
       throw PEFTError(.unsupported, "the model has no output in these tests")
     }
-    let file = try SafetensorsFile(TestData.golden("\(golden)/input.safetensors"))
-    let (shape, ids) = try file.integers("input_ids")
-    let mask = try file.integers("attention_mask").values
-    let sequences = (0..<shape[0]).map { row in
-      (row * shape[1]..<(row + 1) * shape[1]).filter { mask[$0] == 1 }.map { ids[$0] }
-    }
-    let batch = TokenBatch(sequences)
+    let batch = try tokens()
     var context = ForwardContext(batch.layout)
     change(&context)
     let logits = model.logits(batch, context)
-    let rows = (0..<shape[0]).map { Int32(batch.layout.range($0).lowerBound + 3) }
+    let rows = (0..<batch.layout.count).map { Int32(batch.layout.range($0).lowerBound + 3) }
     return logits.selectRows(rows).columnRange(0..<4)
+  }
+
+  /// The rows of the goldens' input.
+  func tokens() throws -> TokenBatch {
+    let file = try SafetensorsFile(TestData.golden("\(golden)/input.safetensors"))
+    let (shape, ids) = try file.integers("input_ids")
+    let mask = try file.integers("attention_mask").values
+    let types = file["token_type_ids"] == nil ? nil : try file.integers("token_type_ids").values
+    let visible = (0..<shape[0]).map { row in
+      (row * shape[1]..<(row + 1) * shape[1]).filter { mask[$0] == 1 }
+    }
+    return TokenBatch(
+      visible.map { $0.map { ids[$0] } },
+      tokenTypeIDs: types.map { types in visible.map { $0.map { types[$0] } } })
+  }
+
+  /// The logits of a classifier, and the loss that goes with its labels.
+  func classify(_ step: JSONValue, _ place: String) throws {
+    guard let model = base as? any SequenceClassifier else {
+      throw PEFTError(.unsupported, "the model is no classifier")
+    }
+    let batch = try tokens()
+    let logits = withoutGradients { model.logits(batch, ForwardContext(batch.layout)) }
+    let labels = Self.flat(step["labels"] ?? .null)
+    let loss: Tensor
+    switch (logits.columns, labels.count == logits.rows) {
+    case (1, _): loss = meanSquaredError(logits, targets: labels.map { Float($0) })
+    case (_, true): loss = try crossEntropy(logits, labels: labels.map { Int32($0) })
+    default:
+      loss = binaryCrossEntropy(
+        logits, targets: labels.map { Float($0) }, count: labels.count)
+    }
+    let wanted = Self.flat(step["value"]?["logits"] ?? .null)
+    let largest = wanted.map { abs($0) }.max() ?? 0
+    for (found, number) in zip(logits.scalars, wanted) {
+      #expect(abs(Double(found) - number) <= 1e-5 * largest, "\(place)")
+    }
+    #expect(wanted.count == logits.count, "\(place)")
+    let expected = step["value"]?["loss"]?.double ?? .nan
+    #expect(abs(Double(loss.item) - expected) <= 1e-5 * expected, "\(place): \(loss.item)")
   }
 
   func compute(_ step: JSONValue, _ index: Int, _ place: String) throws {

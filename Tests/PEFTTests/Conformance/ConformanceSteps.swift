@@ -28,6 +28,14 @@ extension ConformanceRun {
     case "activate":
       try peft.setActive(names(step["adapters"]), isInference: step["inference_mode"] == true)
       expectWarnings(peft.warnings, step, place)
+    case "combine":
+      let kind = try Combination.Kind(name: step["combination_type"]?.string ?? "svd")
+      let weights = (step["weights"]?.array ?? []).compactMap(\.double)
+      try peft.combine(
+        names(step["adapters"]), weights: weights, into: name(step),
+        Combination(
+          kind, density: step["density"]?.double, svdRank: step["svd_rank"]?.int,
+          compatibility: .peft))
     case "set_requires_grad":
       let wanted = step["adapters"]?.string.map { [$0] } ?? names(step["adapters"])
       try peft.setTrainable(wanted, step["requires_grad"] == true)
@@ -45,6 +53,7 @@ extension ConformanceRun {
     case "forward_disabled":
       expectWarnings(peft.biasWarnings, step, place)
       try peft.withAdaptersDisabled { try compute(step, index, place) }
+    case "loss": try classify(step, place)
     case "compare": compare(step, place)
     case "differs":
       let active = try withoutGradients { try output() }
@@ -139,13 +148,13 @@ extension ConformanceRun {
 
   private func lookAtRanks(_ value: JSONValue, _ step: JSONValue, _ place: String) throws {
     let layers = Dictionary(
-      uniqueKeysWithValues: try peft.layers(of: name(step)).map { ($0.path, $0.layer) })
+      uniqueKeysWithValues: try peft.adaptedLayers(of: name(step)).map { ($0.path, $0.layer) })
     #expect(Set(layers.keys) == Set(value.object?.keys ?? []), "\(place)")
     for (path, wanted) in value.object?.members ?? [] {
       guard let layer = layers[path] as? any LowRankLayer else { continue }
-      #expect(layer.inputFactor.shape[0] == wanted["r"]?.int, "\(place): \(path)")
+      #expect(layer.a.shape[0] == wanted["r"]?.int, "\(place): \(path)")
       let scaling = wanted["scaling"]?.double ?? .nan
-      #expect(abs(layer.productScaling - scaling) <= 1e-7 * abs(scaling), "\(place): \(path)")
+      #expect(abs(layer.scaling - scaling) <= 1e-7 * abs(scaling), "\(place): \(path)")
     }
   }
 
