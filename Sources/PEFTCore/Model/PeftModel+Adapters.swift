@@ -42,6 +42,13 @@ extension PeftModel {
     try config.targets.validate()
     let entry = try registry.entry(for: config.object)
     try checkAgainstOthers(config)
+    if origin.stateKeys != nil, !config.targetParameters.isEmpty {
+      throw PEFTError(
+        .unsupported,
+        "Trying to inject a PEFT adapter from a state_dict but the PEFT config uses "
+          + "`target_parameters`. This is not supported -- when using `target_parameters`, please "
+          + "inject the adapter without the state_dict.")
+    }
     var config = config
     if origin.fileKeys == nil { try checkModulesToSave(config) }
     if let task = config.taskType {

@@ -130,11 +130,26 @@ final class ConformanceRun {
     } else {
       golden = name
       let head = step["num_labels"]?.int.map { ModelHead.sequenceClassification(labels: $0) }
-      let loaded = try ModelLoader.load(TestData.golden("\(name)/model"), head: head)
+      var path = TestData.golden("\(name)/model")
+      if head != nil { path = try headless(path) }
+      let loaded = try ModelLoader.load(path, head: head)
       base = loaded.model
       info = BaseModelInfo(
         modelType: loaded.model.configuration.modelType, outputHeads: loaded.outputHeads)
     }
+  }
+
+  /// A copy of a model's folder without its classifier, so that one of another size is made.
+  private func headless(_ path: String) throws -> String {
+    let copy = folder("headless")
+    try FileSystem.createDirectory(copy)
+    let file = try SafetensorsFile("\(path)/model.safetensors")
+    let names = file.names.filter { !$0.hasPrefix("classifier.") }
+    try TensorTable(try names.map { ($0, try file.tensor($0)) }).write(
+      to: "\(copy)/model.safetensors")
+    let config = try FileSystem.readJSON("\(path)/config.json")
+    try FileSystem.write("\(copy)/config.json", config.text(.indented))
+    return copy
   }
 
   func wrap() -> PeftModel { PeftModel(base, info: info, registry: .standard) }
