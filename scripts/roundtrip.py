@@ -4,7 +4,7 @@
 For all-MiniLM-L6-v2 (a classifier with 77 labels) and stories260k (a causal language model):
 adapters made by peft give the same logits, losses and gradients in the tool; ten steps of
 `peft train` give torch's losses; the adapter that the tool saves loads in peft and gives the same
-logits. Also the models themselves, against the reference.json beside them.
+logits, whatever it began from, as trained and converted to plain LoRA. Also the models themselves, against the reference.json beside them.
 
     python scripts/roundtrip.py --peft-binary .build/release/peft --data ../shared/data
 
@@ -388,13 +388,10 @@ def check_keys(name: str, what: str, found: set[str], wanted: set[str], report: 
     report.add_fact(name, f"keys of {what}", text, not missing and not unexpected)
 
 
-def check_training(subject: Subject, start: Path, data: Path, tool: Tool, report: Report) -> None:
-    """Ten steps of AdamW from the same adapter, on the same batches, in the same order."""
-    rows = examples(subject, data, STEPS * BATCH)
-    folder = tool.folder / subject.name
-    train_file = folder / "train.jsonl"
+def train(subject: Subject, rows: list[dict], output: Path, tool: Tool, **settings) -> None:
+    """A run of the tool on the rows in their order, without dropout."""
+    train_file = output.with_suffix(".jsonl")
     train_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    output = folder / "trained"
     run = {
         "model": str(subject.path),
         "task_type": subject.task,
@@ -402,10 +399,9 @@ def check_training(subject: Subject, start: Path, data: Path, tool: Tool, report
         "train_file": str(train_file),
         "data_format": "tokens",
         "method": "lora",
-        "init_adapter": str(start),
         "output_dir": str(output),
         "num_train_epochs": 1,
-        "max_steps": STEPS,
+        "max_steps": len(rows) // BATCH,
         "per_device_train_batch_size": BATCH,
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
@@ -417,12 +413,20 @@ def check_training(subject: Subject, start: Path, data: Path, tool: Tool, report
         "eval_strategy": "no",
         "save_strategy": "no",
         "logging_steps": 1,
+        **settings,
     }
     if subject.is_classifier:
         run["labels"] = [f"LABEL_{i}" for i in range(LABELS)]
-    config = folder / "run.yaml"
+    config = output.with_suffix(".yaml")
     config.write_text(json.dumps(run, indent=2))  # JSON is YAML
     tool.run("train", "--config", config)
+
+
+def check_training(subject: Subject, start: Path, data: Path, tool: Tool, report: Report) -> None:
+    """Ten steps of AdamW from the same adapter, on the same batches, in the same order."""
+    rows = examples(subject, data, STEPS * BATCH)
+    output = tool.folder / subject.name / "trained"
+    train(subject, rows, output, tool, init_adapter=str(start))
 
     model = subject.load(start)  # evaluation mode: no dropout here either
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -455,33 +459,105 @@ def check_saved(subject, data, tool: Tool, report: Report, saved: Path, trained)
     )
     report.add_fact(subject.name, "saved configuration", "same" if same else "differs", same)
 
-    fresh = get_peft_model(subject.base(), config)
+    inputs = padded(examples(subject, data, 8))
+    found = check_in_peft(subject, "the saved adapter", saved, inputs, tool, report)
+    with torch.no_grad():
+        torch_trained = visible(trained(**inputs).logits, inputs)
+    # AdamW moves an element with a tiny gradient as far as any other, so rounding shows here more
+    # than in the losses.
+    error = relative(found, torch_trained)
+    report.add(subject.name, "logits, after torch's own training", error, 1e-3)
+
+
+def check_in_peft(
+    subject: Subject, what: str, folder: Path, inputs: dict, tool: Tool, report: Report
+) -> torch.Tensor:
+    """An adapter's folder in peft: its keys, and the logits, which are those of the tool."""
+    fresh = get_peft_model(subject.base(), LoraConfig.from_pretrained(str(folder)))
     wanted = set(get_peft_model_state_dict(fresh, save_embedding_layers=False))
-    weights = load_file(saved / "adapter_model.safetensors")
-    check_keys(subject.name, "the saved adapter", set(weights), wanted, report)
+    weights = load_file(folder / "adapter_model.safetensors")
+    check_keys(subject.name, what, set(weights), wanted, report)
     result = set_peft_model_state_dict(fresh, weights)
     # peft counts the base's own tensors as missing; what concerns it are the adapter's.
     own = [key for key in result.missing_keys if ".default." in key]
     text = f"{len(own)} missing, {len(result.unexpected_keys)} unexpected"
     report.add_fact(
-        subject.name, "loading it in peft", text, not own and not result.unexpected_keys
+        subject.name, f"loading {what}", text, not own and not result.unexpected_keys
     )
+    return check_logits(subject, what, subject.load(folder), folder, inputs, tool, report)
 
-    inputs = padded(examples(subject, data, 8))
+
+def check_logits(
+    subject: Subject, what: str, model, folder: Path, inputs: dict, tool: Tool, report: Report
+) -> torch.Tensor:
+    """The tool's logits with an adapter beside those of a model of peft."""
     with torch.no_grad():
-        reference = subject.load(saved)(**inputs).logits
-        torch_trained = trained(**inputs).logits
+        reference = visible(model(**inputs).logits, inputs)
     found = tool.forward(
-        subject.path, inputs, "--task", subject.task, "--adapter", f"{saved}=saved"
+        subject.path, inputs, "--task", subject.task, "--adapter", f"{folder}=saved"
     )["logits"]
-    reference, torch_trained, found = (
-        visible(logits, inputs) for logits in (reference, torch_trained, found)
+    found = visible(found, inputs)
+    report.add(subject.name, f"logits, {what}", relative(found, reference), LOGITS)
+    return found
+
+
+# What an adapter may begin from. peft cannot run LoftQ on this kind of machine. EVA wants more rows
+# of each layer's input than components, which a pooler does not have.
+INITIALISATIONS = {
+    "random": dict(init_lora_weights=False),
+    "gaussian": dict(init_lora_weights="gaussian"),
+    "orthogonal": dict(init_lora_weights="orthogonal"),
+    "pissa": dict(init_lora_weights="pissa"),
+    "pissa_niter_4": dict(init_lora_weights="pissa_niter_4"),
+    "olora": dict(init_lora_weights="olora"),
+    "corda": dict(init_lora_weights="corda", corda_config={}),
+    "corda kpm": dict(init_lora_weights="corda", corda_config={"corda_method": "kpm"}),
+    "lora_ga": dict(init_lora_weights="lora_ga", lora_ga_config={}),
+    "eva": dict(init_lora_weights="eva", eva_config={}),
+}
+
+
+def check_initialisations(subject: Subject, data: Path, tool: Tool, report: Report) -> None:
+    """Adapters of the tool that begin in each way, and such adapters of peft."""
+    folder = tool.folder / subject.name
+    rows, inputs = examples(subject, data, 3 * BATCH), padded(examples(subject, data, 8))
+    for name, settings in INITIALISATIONS.items():
+        if name == "eva" and subject.is_classifier:
+            continue
+        output = folder / f"init-{name.replace(' ', '-')}"
+        lora = {k: v for k, v in subject.first.items() if k != "task_type"} | settings
+        train(subject, rows, output, tool, lora=lora, initialization_batches=3)
+        check_in_peft(subject, f"{name}, trained here", output, inputs, tool, report)
+        if name in ("pissa", "olora"):
+            plain = folder / f"plain-{name}"
+            options = ["--task", subject.task, "--adapter", output, "--to", "lora"]
+            tool.run("convert", "--model", subject.path, *options, "--output", plain)
+            check_in_peft(subject, f"{name}, as plain LoRA", plain, inputs, tool, report)
+            check_of_peft(subject, name, settings, inputs, tool, report)
+
+
+def check_of_peft(subject, name: str, settings: dict, inputs, tool: Tool, report: Report) -> None:
+    """What peft saves of such an adapter, and what it converts it to."""
+    folder = tool.folder / subject.name / f"of-peft-{name}"
+    torch.manual_seed(3)
+    model = get_peft_model(subject.base(), LoraConfig(**subject.first, **settings)).eval()
+    config = model.peft_config["default"]
+    # As peft's guide has it: the initial adapter says that it began as any other.
+    config.init_lora_weights = True
+    model.save_pretrained(folder / "initial", save_embedding_layers=False)
+    config.init_lora_weights = settings["init_lora_weights"]
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    model.save_pretrained(folder / "trained", save_embedding_layers=False)
+    model.save_pretrained(
+        folder / "converted",
+        save_embedding_layers=False,
+        path_initial_model_for_weight_conversion=str(folder / "initial"),
     )
-    report.add(subject.name, "logits, saved adapter", relative(found, reference), LOGITS)
-    # AdamW moves an element with a tiny gradient as far as any other, so rounding shows here more
-    # than in the losses.
-    error = relative(found, torch_trained)
-    report.add(subject.name, "logits, after torch's own training", error, 1e-3)
+    for form in ("trained", "converted"):
+        what = f"{name}, {form} by peft"
+        check_logits(subject, what, model, folder / form, inputs, tool, report)
 
 
 def main() -> None:
@@ -516,6 +592,7 @@ def main() -> None:
                 lambda: check_modes(subject, adapters, data, tool, report),
                 lambda: check_gradients(subject, adapters[0], data, tool, report),
                 lambda: check_training(subject, adapters[0], data, tool, report),
+                lambda: check_initialisations(subject, data, tool, report),
             ]
             for check in checks:
                 try:
