@@ -14,7 +14,8 @@ func benchmarkDecompositions() {
   for (m, n, count) in [(896, 896, 48), (128, 896, 48), (4864, 896, 48), (896, 4864, 24)] {
     let matrix = random(m * n).readOnly
     let times = race(
-      ways.map { way in Contender(name: way.name) { _ = try? way.run(matrix, m, n) } }, seconds: 0.5)
+      ways.map { way in Contender(name: way.name) { _ = try? way.run(matrix, m, n) } }, seconds: 0.5
+    )
     var line = pad("singular vectors of \(m)×\(n), \(count) times", 44)
     for (index, way) in ways.enumerated() {
       totals[index] += times[index] * Double(count)
