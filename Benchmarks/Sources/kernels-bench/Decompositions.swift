@@ -13,9 +13,14 @@ func benchmarkDecompositions() {
   var totals = ways.map { _ in 0.0 }
   for (m, n, count) in [(896, 896, 48), (128, 896, 48), (4864, 896, 48), (896, 4864, 24)] {
     let matrix = random(m * n).readOnly
-    let times = race(
-      ways.map { way in Contender(name: way.name) { _ = try? way.run(matrix, m, n) } }, seconds: 0.5
-    )
+    let times = ways.map { way in
+      // The whole decomposition takes so long that disturbances hardly count.
+      (0..<(way.name == "whole" ? 1 : 3)).reduce(Double.infinity) { best, _ in
+        let start = now()
+        _ = try? way.run(matrix, m, n)
+        return min(best, now() - start)
+      }
+    }
     var line = pad("singular vectors of \(m)×\(n), \(count) times", 44)
     for (index, way) in ways.enumerated() {
       totals[index] += times[index] * Double(count)
