@@ -4,7 +4,11 @@
 For all-MiniLM-L6-v2 (a classifier with 77 labels) and stories260k (a causal language model):
 adapters made by peft give the same logits, losses and gradients in the tool; ten steps of
 `peft train` give torch's losses; the adapter that the tool saves loads in peft and gives the same
-logits, whatever it began from, as trained and converted to plain LoRA. Also the models themselves, against the reference.json beside them.
+logits. Also the models themselves, against the reference.json beside them. Then every setting of
+LoRA that the tool takes, one by one on the goldens' models (roundtrip_fields.py): peft's adapter in
+the tool, active and merged, and the tool's in peft; what the tool refuses must be refused by name,
+and is shown so. Then every initialisation (roundtrip_inits.py), every task type (roundtrip_tasks.py), and EDoRA and LoRA-XS adapters of the
+tool that `peft convert` turns into what peft can load (roundtrip_methods.py).
 
     python scripts/roundtrip.py --peft-binary .build/release/peft --data ../shared/data
 
@@ -16,14 +20,14 @@ import argparse
 import csv
 import json
 import os
-import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import roundtrip_methods  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from peft import (  # noqa: E402
@@ -33,81 +37,28 @@ from peft import (  # noqa: E402
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from transformers import AutoModel, AutoModelForCausalLM  # noqa: E402
 from transformers import AutoModelForSequenceClassification  # noqa: E402
+
+import roundtrip_fields  # noqa: E402
+import roundtrip_inits  # noqa: E402
+import roundtrip_tasks  # noqa: E402
+from roundtrip_support import (  # noqa: E402
+    Report,
+    Tool,
+    ToolFailure,
+    check_keys,
+    check_loading,
+    relative,
+    visible,
+)
 
 LOGITS, GRADIENTS, LOSSES = 1e-5, 1e-4, 1e-4  # relative to the largest value of the reference
 STEPS, BATCH = 10, 4
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
 LABELS = 77
-
-
-class Report:
-    """The rows of the table."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, str, str, str, bool]] = []
-
-    def add(self, model: str, check: str, error: float, limit: float) -> None:
-        self.rows.append((model, check, f"{error:.1e}", f"{limit:.0e}", error <= limit))
-
-    def add_fact(self, model: str, check: str, found: str, holds: bool) -> None:
-        self.rows.append((model, check, found, "", holds))
-
-    def print(self) -> None:
-        head = ("model", "check", "max error", "limit", "")
-        rows = [(*row[:4], "ok" if row[4] else "FAILED") for row in self.rows]
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(5)]
-        for row in [head, tuple("-" * width for width in widths), *rows]:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-
-    @property
-    def failures(self) -> int:
-        return sum(not row[4] for row in self.rows)
-
-
-def relative(found: torch.Tensor, reference: torch.Tensor) -> float:
-    """max|found − reference| / max|reference|; infinite where shapes or finiteness differ."""
-    if found.shape != reference.shape or not bool(torch.isfinite(found).all()):
-        return float("inf")
-    return ((found - reference).abs().max() / reference.abs().max()).item()
-
-
-class ToolFailure(Exception):
-    """The tool ended with an error."""
-
-
-class Tool:
-    """The `peft` binary."""
-
-    def __init__(self, binary: Path, folder: Path, threads: int) -> None:
-        self.binary = binary
-        self.folder = folder
-        self.environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
-        self.calls = 0
-
-    def run(self, *arguments: object) -> str:
-        command = [str(self.binary), *map(str, arguments)]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise ToolFailure(f"{' '.join(command)}\nended with {done.returncode}\n{done.stderr}")
-        return done.stdout
-
-    def forward(self, model: Path, inputs: dict, *options: object, gradients=False):
-        """What `peft forward` writes: outputs and, if asked for, gradients."""
-        self.calls += 1
-        source = self.folder / f"{self.calls}-in.safetensors"
-        target = self.folder / f"{self.calls}-out.safetensors"
-        save_file(inputs, source)
-        arguments = ["forward", "--model", model, *options, "--input", source, "--output", target]
-        if not gradients:
-            self.run(*arguments)
-            return load_file(target)
-        slopes = self.folder / f"{self.calls}-gradients.safetensors"
-        self.run(*arguments, "--gradients", slopes)
-        return load_file(target), load_file(slopes)
 
 
 @dataclass
@@ -128,6 +79,11 @@ class Subject:
     @property
     def is_classifier(self) -> bool:
         return self.task == "SEQ_CLS"
+
+    @property
+    def method(self) -> str:
+        """The first adapter's, as the tool calls it."""
+        return "dora" if self.first.get("use_dora") else "lora"
 
     def base(self, path: Path | None = None):
         # A head that the folder lacks is random, but always the same.
@@ -153,7 +109,7 @@ class Subject:
 
 def subjects(data: Path) -> list[Subject]:
     projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    return [
+    found = [
         Subject(
             name="minilm",
             path=data / "minilm-l6-v2",
@@ -193,6 +149,11 @@ def subjects(data: Path) -> list[Subject]:
             ),
             model_config={"attention_dropout": 0.0},
         ),
+    ]
+    # The second adapter stays LoRA: with two of DoRA, peft's output depends on their order.
+    return found + [
+        replace(one, name=f"{one.name}-dora", first={**one.first, "use_dora": True})
+        for one in found
     ]
 
 
@@ -238,23 +199,20 @@ def padded(rows: list[dict]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def visible(output: torch.Tensor, inputs: dict) -> torch.Tensor:
-    """Without the rows of padding tokens, which mean nothing."""
-    return output[inputs["attention_mask"].bool()] if output.dim() == 3 else output
-
-
 # -- Adapters
 
 
 def make_adapter(subject: Subject, settings: dict, folder: Path, seed: int) -> Path:
     """An adapter of peft with random A, B and classifier, which changes the output clearly."""
-    torch.manual_seed(seed)
     model = get_peft_model(subject.base(), LoraConfig(**settings))
+    torch.manual_seed(seed)  # the base seeds too
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            if "lora_A" in name:
+            if "magnitude" in name:
+                parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
+            elif "lora_A" in name:
                 parameter.normal_(std=parameter.shape[1] ** -0.5)
             elif "lora_B" in name:
                 parameter.normal_(std=0.05)
@@ -379,29 +337,24 @@ def check_gradients(subject: Subject, adapter: Path, data, tool: Tool, report: R
     report.add(subject.name, f"gradients of {len(errors)} tensors, the worst", error, GRADIENTS)
 
 
-def check_keys(name: str, what: str, found: set[str], wanted: set[str], report: Report) -> None:
-    missing, unexpected = wanted - found, found - wanted
-    for label, keys in (("missing", missing), ("unexpected", unexpected)):
-        if keys:
-            print(f"{name}: {what}: {label}: {', '.join(sorted(keys))}", file=sys.stderr)
-    text = f"{len(missing)} missing, {len(unexpected)} unexpected"
-    report.add_fact(name, f"keys of {what}", text, not missing and not unexpected)
-
-
-def train(subject: Subject, rows: list[dict], output: Path, tool: Tool, **settings) -> None:
-    """A run of the tool on the rows in their order, without dropout."""
-    train_file = output.with_suffix(".jsonl")
+def check_training(subject: Subject, start: Path, data: Path, tool: Tool, report: Report) -> None:
+    """Ten steps of AdamW from the same adapter, on the same batches, in the same order."""
+    rows = examples(subject, data, STEPS * BATCH)
+    folder = tool.folder / subject.name
+    train_file = folder / "train.jsonl"
     train_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = folder / "trained"
     run = {
         "model": str(subject.path),
         "task_type": subject.task,
         "model_config": subject.model_config,
         "train_file": str(train_file),
         "data_format": "tokens",
-        "method": "lora",
+        "method": subject.method,
+        "init_adapter": str(start),
         "output_dir": str(output),
         "num_train_epochs": 1,
-        "max_steps": len(rows) // BATCH,
+        "max_steps": STEPS,
         "per_device_train_batch_size": BATCH,
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
@@ -413,20 +366,12 @@ def train(subject: Subject, rows: list[dict], output: Path, tool: Tool, **settin
         "eval_strategy": "no",
         "save_strategy": "no",
         "logging_steps": 1,
-        **settings,
     }
     if subject.is_classifier:
         run["labels"] = [f"LABEL_{i}" for i in range(LABELS)]
-    config = output.with_suffix(".yaml")
+    config = folder / "run.yaml"
     config.write_text(json.dumps(run, indent=2))  # JSON is YAML
     tool.run("train", "--config", config)
-
-
-def check_training(subject: Subject, start: Path, data: Path, tool: Tool, report: Report) -> None:
-    """Ten steps of AdamW from the same adapter, on the same batches, in the same order."""
-    rows = examples(subject, data, STEPS * BATCH)
-    output = tool.folder / subject.name / "trained"
-    train(subject, rows, output, tool, init_adapter=str(start))
 
     model = subject.load(start)  # evaluation mode: no dropout here either
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -453,118 +398,37 @@ def check_saved(subject, data, tool: Tool, report: Report, saved: Path, trained)
     """The adapter that the tool saved, in peft."""
     config = LoraConfig.from_pretrained(str(saved))
     expected = LoraConfig(**subject.first)
-    same = all(
-        getattr(config, field) == getattr(expected, field)
-        for field in ("r", "lora_alpha", "target_modules", "use_rslora", "peft_type", "task_type")
-    )
+    fields = ["r", "lora_alpha", "target_modules", "use_rslora", "use_dora"]
+    fields += ["peft_type", "task_type"]
+    same = all(getattr(config, field) == getattr(expected, field) for field in fields)
     report.add_fact(subject.name, "saved configuration", "same" if same else "differs", same)
 
+    check_loading(subject, "the saved adapter", saved, report)
+
     inputs = padded(examples(subject, data, 8))
-    found = check_in_peft(subject, "the saved adapter", saved, inputs, tool, report)
     with torch.no_grad():
-        torch_trained = visible(trained(**inputs).logits, inputs)
+        reference = subject.load(saved)(**inputs).logits
+        torch_trained = trained(**inputs).logits
+    found = tool.forward(
+        subject.path, inputs, "--task", subject.task, "--adapter", f"{saved}=saved"
+    )["logits"]
+    reference, torch_trained, found = (
+        visible(logits, inputs) for logits in (reference, torch_trained, found)
+    )
+    report.add(subject.name, "logits, saved adapter", relative(found, reference), LOGITS)
     # AdamW moves an element with a tiny gradient as far as any other, so rounding shows here more
     # than in the losses.
     error = relative(found, torch_trained)
     report.add(subject.name, "logits, after torch's own training", error, 1e-3)
 
 
-def check_in_peft(
-    subject: Subject, what: str, folder: Path, inputs: dict, tool: Tool, report: Report
-) -> torch.Tensor:
-    """An adapter's folder in peft: its keys, and the logits, which are those of the tool."""
-    fresh = get_peft_model(subject.base(), LoraConfig.from_pretrained(str(folder)))
-    wanted = set(get_peft_model_state_dict(fresh, save_embedding_layers=False))
-    weights = load_file(folder / "adapter_model.safetensors")
-    check_keys(subject.name, what, set(weights), wanted, report)
-    result = set_peft_model_state_dict(fresh, weights)
-    # peft counts the base's own tensors as missing; what concerns it are the adapter's.
-    own = [key for key in result.missing_keys if ".default." in key]
-    text = f"{len(own)} missing, {len(result.unexpected_keys)} unexpected"
-    report.add_fact(
-        subject.name, f"loading {what}", text, not own and not result.unexpected_keys
-    )
-    return check_logits(subject, what, subject.load(folder), folder, inputs, tool, report)
-
-
-def check_logits(
-    subject: Subject, what: str, model, folder: Path, inputs: dict, tool: Tool, report: Report
-) -> torch.Tensor:
-    """The tool's logits with an adapter beside those of a model of peft."""
-    with torch.no_grad():
-        reference = visible(model(**inputs).logits, inputs)
-    found = tool.forward(
-        subject.path, inputs, "--task", subject.task, "--adapter", f"{folder}=saved"
-    )["logits"]
-    found = visible(found, inputs)
-    report.add(subject.name, f"logits, {what}", relative(found, reference), LOGITS)
-    return found
-
-
-# What an adapter may begin from. peft cannot run LoftQ on this kind of machine. EVA wants more rows
-# of each layer's input than components, which a pooler does not have.
-INITIALISATIONS = {
-    "random": dict(init_lora_weights=False),
-    "gaussian": dict(init_lora_weights="gaussian"),
-    "orthogonal": dict(init_lora_weights="orthogonal"),
-    "pissa": dict(init_lora_weights="pissa"),
-    "pissa_niter_4": dict(init_lora_weights="pissa_niter_4"),
-    "olora": dict(init_lora_weights="olora"),
-    "corda": dict(init_lora_weights="corda", corda_config={}),
-    "corda kpm": dict(init_lora_weights="corda", corda_config={"corda_method": "kpm"}),
-    "lora_ga": dict(init_lora_weights="lora_ga", lora_ga_config={}),
-    "eva": dict(init_lora_weights="eva", eva_config={}),
-}
-
-
-def check_initialisations(subject: Subject, data: Path, tool: Tool, report: Report) -> None:
-    """Adapters of the tool that begin in each way, and such adapters of peft."""
-    folder = tool.folder / subject.name
-    rows, inputs = examples(subject, data, 3 * BATCH), padded(examples(subject, data, 8))
-    for name, settings in INITIALISATIONS.items():
-        if name == "eva" and subject.is_classifier:
-            continue
-        output = folder / f"init-{name.replace(' ', '-')}"
-        lora = {k: v for k, v in subject.first.items() if k != "task_type"} | settings
-        train(subject, rows, output, tool, lora=lora, initialization_batches=3)
-        check_in_peft(subject, f"{name}, trained here", output, inputs, tool, report)
-        if name in ("pissa", "olora"):
-            plain = folder / f"plain-{name}"
-            options = ["--task", subject.task, "--adapter", output, "--to", "lora"]
-            tool.run("convert", "--model", subject.path, *options, "--output", plain)
-            check_in_peft(subject, f"{name}, as plain LoRA", plain, inputs, tool, report)
-            check_of_peft(subject, name, settings, inputs, tool, report)
-
-
-def check_of_peft(subject, name: str, settings: dict, inputs, tool: Tool, report: Report) -> None:
-    """What peft saves of such an adapter, and what it converts it to."""
-    folder = tool.folder / subject.name / f"of-peft-{name}"
-    torch.manual_seed(3)
-    model = get_peft_model(subject.base(), LoraConfig(**subject.first, **settings)).eval()
-    config = model.peft_config["default"]
-    # As peft's guide has it: the initial adapter says that it began as any other.
-    config.init_lora_weights = True
-    model.save_pretrained(folder / "initial", save_embedding_layers=False)
-    config.init_lora_weights = settings["init_lora_weights"]
-    with torch.no_grad():
-        for parameter in (p for p in model.parameters() if p.requires_grad):
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    model.save_pretrained(folder / "trained", save_embedding_layers=False)
-    model.save_pretrained(
-        folder / "converted",
-        save_embedding_layers=False,
-        path_initial_model_for_weight_conversion=str(folder / "initial"),
-    )
-    for form in ("trained", "converted"):
-        what = f"{name}, {form} by peft"
-        check_logits(subject, what, model, folder / form, inputs, tool, report)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peft-binary", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=os.environ.get("PEFT_TEST_DATA"))
-    parser.add_argument("--models", default="minilm,stories260k", help="comma-separated")
+    names = "minilm,stories260k,minilm-dora,stories260k-dora,methods,inits,fields,tasks"
+    parser.add_argument("--models", default=names, help="comma-separated")
+    parser.add_argument("--fields", default="", help="only settings with this in their name")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="work in this folder and leave it")
     options = parser.parse_args()
@@ -587,12 +451,11 @@ def main() -> None:
                 continue
             adapters = make_adapters(subject, tool)
             reference = check_hidden_states if subject.is_classifier else check_stories
-            checks = [
-                lambda: reference(data, tool, report),
+            checks = [lambda: reference(data, tool, report)] * (subject.method == "lora")
+            checks += [
                 lambda: check_modes(subject, adapters, data, tool, report),
                 lambda: check_gradients(subject, adapters[0], data, tool, report),
                 lambda: check_training(subject, adapters[0], data, tool, report),
-                lambda: check_initialisations(subject, data, tool, report),
             ]
             for check in checks:
                 try:
@@ -600,6 +463,30 @@ def main() -> None:
                 except ToolFailure as failure:
                     print(failure, file=sys.stderr)
                     report.add_fact(subject.name, "the tool ended with an error", "", False)
+        if "methods" in options.models.split(","):
+            for subject in subjects(data):
+                if subject.method == "lora":
+                    roundtrip_methods.check(subject, examples(subject, data, 8), tool, report)
+                elif not subject.is_classifier:
+                    halved = {**subject.first, "lora_alpha": 8}
+                    pair = [
+                        make_adapter(subject, halved, folder / f"order-{seed}", seed)
+                        for seed in (1, 2)
+                    ]
+                    inputs = roundtrip_methods.padded(examples(subject, data, 8))
+                    roundtrip_methods.check_order(subject, pair, inputs, tool, report)
+        if "inits" in options.models.split(","):
+            for subject in (one for one in subjects(data) if one.method == "lora"):
+                rows = examples(subject, data, 12)
+                roundtrip_inits.check(subject, rows, padded(rows[:8]), tool, report)
+        if "fields" in options.models.split(","):
+            for case in roundtrip_fields.cases():
+                if options.fields in case.name:
+                    roundtrip_fields.check(case, tool, report)
+            roundtrip_fields.check_refused(tool, report)
+            roundtrip_fields.check_rows(tool, report)
+        if "tasks" in options.models.split(","):
+            roundtrip_tasks.check(tool, report)
     report.print()
     if not report.rows:
         sys.exit("nothing was checked")

@@ -15,6 +15,7 @@ public final class AdapterStack: HostAdapters {
   /// Names of the merged adapters.
   public var merged: [String] { mergedPlaces.map { selection.name(at: $0) } }
   private var mergedPlaces: [Int] = []
+  /// The host's parameters before anything was merged, while something is.
   private(set) var original: HostParameters?
 
   init(path: String, selection: AdapterSelection) {

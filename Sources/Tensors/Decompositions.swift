@@ -10,7 +10,8 @@ public struct Decomposition: Sendable {
   /// `[k, n]`, right vectors as rows.
   public var vt: Tensor
 
-  init(_ values: SingularValues, m: Int, n: Int) {
+  /// Takes over what LAPACK found of a matrix `[m, n]`.
+  public init(_ values: SingularValues, m: Int, n: Int) {
     u = Tensor(shape: [m, values.rank], slice: values.u.readOnly)
     s = values.s.array
     vt = Tensor(shape: [values.rank, n], slice: values.vt.readOnly)

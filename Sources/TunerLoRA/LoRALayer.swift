@@ -8,11 +8,13 @@ import Tensors
 /// A is a layer of the host's kind without bias, B a linear layer, or a convolution of size 1 with
 /// the host's groups. What A does to the input is the host's business (``AdapterHost/project(_:by:)``),
 /// and every place of the output is a row, so one class serves them all.
-final class LoRALayer: TunerLayer {
+final class LoRALayer: ScaledLayer {
   /// Rank of the update.
   let rank: Int
   /// s, the factor of B·A.
-  let scaling: Double
+  var scaling: Double
+  /// s as the config has it.
+  let configuredScaling: Double
   /// Dropout on the input of A.
   let dropout: Dropout
   /// `[rank, inputFeatures, kernel…]`.
@@ -52,7 +54,8 @@ final class LoRALayer: TunerLayer {
         remedy: "Set 'lora_bias' to false or do not target this layer.")
     }
     self.rank = rank
-    scaling = try config.scaling(site.target, rank: rank)
+    configuredScaling = try config.scaling(site.target, rank: rank)
+    scaling = configuredScaling
     let initial = try InitialFactors(site, config, rank: rank, scaling: scaling)
     reference = initial.reference
     standIn = initial.standIn
@@ -135,6 +138,14 @@ final class LoRALayer: TunerLayer {
     if let reference {
       block.addProduct(
         reference.b.rowRange(rows), reference.a.transposed(), scale: -reference.scaling)
+    }
+  }
+
+  /// The factors of the change with the scaling in A, without what the layer refers to.
+  var change: FactoredChange {
+    get throws(PEFTError) {
+      let plain = try plainTensors()
+      return try FactoredChange(a: plain[0].value.scaled(by: Float(scaling)), b: plain[1].value)
     }
   }
 

@@ -42,6 +42,51 @@ extension Kernels {
     }
 
     @Test(arguments: [(1, 1), (5, 3), (3, 5), (40, 40), (130, 50), (50, 130)])
+    func preciseSingularValues(m: Int, n: Int) throws {
+      let x = numbers(m * n, seed: 3)
+      let k = min(m, n)
+      let result = try LAPACK.preciseSVD(Slice(x), m: m, n: n)
+      let (u, s, vt) = (result.u.array, result.s.array, result.vt.array)
+      #expect(result.rank == k && zip(s, s.dropFirst()).allSatisfy { $0 >= $1 } && s.last! >= 0)
+      // The rounding of the results to floats is all that is lost.
+      #expect(Self.deviation(u, rows: m, columns: k, ofRows: false) < 5e-7)
+      #expect(Self.deviation(vt, rows: k, columns: n, ofRows: true) < 5e-7)
+      let scaled = u.indices.map { u[$0] * s[$0 % k] }
+      #expect(errorOfLargest(x, Self.product(m, n, k, scaled, vt)) < 1e-6)
+    }
+
+    /// Also where a factor has more columns than rows.
+    @Test(arguments: [
+      (1, 1, 1), (9, 3, 7), (7, 3, 9), (120, 8, 50), (4, 6, 9), (9, 6, 4), (3, 8, 2),
+    ])
+    func singularValuesOfAProduct(m: Int, r: Int, n: Int) throws {
+      let (b, a) = (numbers(m * r, seed: 4), numbers(r * n, seed: 5))
+      let x = Self.product(m, n, r, b, a)
+      let k = min(m, r, n)
+      let result = try LAPACK.svd(Slice(b), times: Slice(a), m: m, r: r, n: n)
+      let (u, s, vt) = (result.u.array, result.s.array, result.vt.array)
+      #expect(result.rank == k && u.count == m * k && vt.count == k * n)
+      #expect(zip(s, s.dropFirst()).allSatisfy { $0 >= $1 })
+      #expect(Self.deviation(u, rows: m, columns: k, ofRows: false) < 5e-7)
+      #expect(Self.deviation(vt, rows: k, columns: n, ofRows: true) < 5e-7)
+      let scaled = u.indices.map { u[$0] * s[$0 % k] }
+      #expect(errorOfLargest(x.map { Float($0) }, Self.product(m, n, k, scaled, vt)) < 1e-6)
+      for i in 0..<k {
+        let column = (0..<m).map { u[$0 * k + i] }
+        #expect(column.max { abs($0) < abs($1) }! > 0)
+      }
+    }
+
+    @Test func preciseDecompositionsCheckTheirInput() {
+      #expect(throws: PEFTError.self) {
+        try LAPACK.preciseSVD(Slice([1, .nan, 3, 4]), m: 2, n: 2)
+      }
+      #expect(throws: PEFTError.self) {
+        try LAPACK.svd(Slice([1, 2]), times: Slice([.infinity, 4]), m: 2, r: 1, n: 2)
+      }
+    }
+
+    @Test(arguments: [(1, 1), (5, 3), (3, 5), (40, 40), (130, 50), (50, 130)])
     func orthogonalTriangular(m: Int, n: Int) throws {
       let x = numbers(m * n, seed: 2)
       let k = min(m, n)

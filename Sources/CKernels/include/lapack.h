@@ -25,6 +25,14 @@ void pk_dgram(bool transposed, int m, int n, const double *a, double *g);
 /// The inverse of a symmetric positive definite matrix in its lower triangle (column-major); nonzero when it is none.
 int pk_sposinv(int n, float *a);
 
+/// The same three in double precision.
+int pk_dgesdd(char job, int m, int n, double *a, int lda, double *s, double *u, int ldu, double *vt, int ldvt, double *work, int lwork,
+              int *iwork);
+int pk_dgeqrf(int m, int n, double *a, int lda, double *tau, double *work, int lwork);
+int pk_dorgqr(int m, int n, int k, double *a, int lda, const double *tau, double *work, int lwork);
+/// C = op(A) op(B) in double precision, column-major.
+void pk_dgemm(char ta, char tb, int m, int n, int k, const double *a, int lda, const double *b, int ldb, double *c, int ldc);
+
 #pragma clang assume_nonnull end
 
 #endif

@@ -59,6 +59,27 @@ public struct AdapterFolder {
 
   /// The path of the config file.
   public var configPath: String { FileSystem.join(path, Self.configName) }
+
+  /// Writes the files of an adapter into a folder that exists; a card that is there keeps its text.
+  static func write(
+    _ tensors: TensorTable, config: any TunerConfig, isTransformersModel: Bool,
+    as type: ElementType = .float32, card: String?, into folder: String
+  ) throws(PEFTError) {
+    try tensors.write(to: FileSystem.join(folder, weightsName), as: type)
+    for (file, members) in config.files {
+      var members = members
+      if file == configName { members["inference_mode"] = true }
+      try FileSystem.write(
+        FileSystem.join(folder, file),
+        JSONValue.object(members).text(.indented, sortedKeys: true))
+    }
+    let cardPath = FileSystem.join(folder, "README.md")
+    let old = FileSystem.exists(cardPath) ? try FileSystem.read(cardPath) : nil
+    let card = ModelCard(
+      config: config, isTransformersModel: isTransformersModel, body: card,
+      existing: old.map { String(decoding: $0, as: UTF8.self) })
+    try FileSystem.write(cardPath, card.text)
+  }
 }
 
 /// What came of loading adapter weights.

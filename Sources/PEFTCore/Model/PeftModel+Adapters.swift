@@ -79,6 +79,9 @@ extension PeftModel {
         initialValues: plan.initialValues[path] ?? [:], isLoading: isLoading)
       made.append((place, try Self.makeLayer(site, entry)))
     }
+    if !isLoading {
+      Parameter.shareBlock(made.flatMap { $0.layer.parameters.map(\.parameter) })
+    }
     for (place, layer) in made {
       stack(of: hosts[place].host, path: hosts[place].path).add(layer, adapter: name)
     }
@@ -240,11 +243,14 @@ extension PeftModel {
       config.modulesToSave.contains { TargetMatcher.contains(hosts[place].path, $0) }
     }
     if sites.isEmpty, !allowsNone { throw Self.noMatch(selection, excluded: excluded) }
-    for (inner, place) in enclosing.sorted(by: { $0.key < $1.key })
-    where sites.contains(place.owner) && !sites.contains(inner) {
-      sites.append(inner)
-    }
-    return (sites, saved)
+    return (withInnerSites(sites), saved)
+  }
+
+  /// With the hosts that are adapted along with the ones around them.
+  func withInnerSites(_ sites: [Int]) -> [Int] {
+    sites
+      + enclosing.sorted { $0.key < $1.key }
+      .filter { sites.contains($0.value.owner) && !sites.contains($0.key) }.map(\.key)
   }
 
   private func planSite(_ place: Int) -> AdapterPlan.Site {

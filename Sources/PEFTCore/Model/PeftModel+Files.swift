@@ -66,57 +66,27 @@ extension PeftModel {
       throw PEFTError(
         .invalidState, "the adapter '\(name)' is merged", remedy: "Unmerge it first.")
     }
-    var report = LoadReport()
-    var values: [(Parameter, Tensor)] = []
-    var known: Set<String> = []
-    for tensor in try tensors(of: name) {
-      let keys = ([tensor.key] + tensor.otherKeys).map { Self.key($0, as: form) }
-      let key = keys.first { file[$0] != nil } ?? keys[0]
-      known.insert(key)
-      guard let entry = file[key] else {
-        if tensor.isStored { report.missing.append(key) }
-        continue
-      }
-      if ignoringMismatchedSizes, entry.shape != tensor.parameter.shape {
-        report.mismatched.append((key, entry.shape, tensor.parameter.shape))
-        continue
-      }
-      values.append((tensor.parameter, try Self.value(key, tensor.parameter, file)))
-      report.matched.append(key)
-    }
-    report.unexpected = file.names.filter { !known.contains($0) }
+    var reading = TensorReading(file)
+    reading.form = form
+    reading.ignoresMismatchedSizes = ignoringMismatchedSizes
+    for tensor in try tensors(of: name) { try reading.take(tensor) }
+    try reading.finish(on: self)
+    let report = reading.report
     if strict, let problem = Self.problem(report) {
       throw PEFTError(
         report.missing.isEmpty ? .unexpectedTensor : .missingTensor, problem, at: file.path,
         remedy: "The adapter was made for another base model or task, or the file is incomplete.")
     }
-    let before = values.map { ($0.0, $0.0.value) }
-    for (parameter, value) in values { parameter.assign(value) }
-    do throws(PEFTError) {
-      for place in try record(name).sites {
+    let sites = try record(name).sites
+    try reading.assign { () throws(PEFTError) in
+      for place in sites {
         let (path, host) = hosts[place]
-        do {
+        do throws(PEFTError) {
           try (host.adapters as? AdapterStack)?.layer(name)?.didLoad(on: host)
         } catch { throw error.located(at: "\(file.path), '\(path)'") }
       }
-    } catch {
-      for (parameter, value) in before { parameter.assign(value) }
-      throw error
     }
     return report
-  }
-
-  /// The tensor of a key for a parameter.
-  static func value(
-    _ key: String, _ parameter: Parameter, _ file: any TensorFile
-  ) throws(PEFTError) -> Tensor {
-    let shape = try file.entry(key).shape
-    guard shape == parameter.shape else {
-      throw PEFTError(
-        .shapeMismatch, "'\(key)' has shape \(shape), the model needs \(parameter.shape)",
-        at: file.path, remedy: "The adapter was made for another base model or rank.")
-    }
-    return try file.tensor(key)
   }
 
   /// Writes an adapter as a peft folder: config, weights and model card.
@@ -168,7 +138,6 @@ extension PeftModel {
     let record = try record(name)
     let isPlain = form == .plain || form == .automatic && !record.config.isSelfContained
     let state = isPlain ? try plainState(of: name) : try state(of: name)
-    try state.write(to: FileSystem.join(folder, AdapterFolder.weightsName), as: type)
     let referencesPath = FileSystem.join(folder, AdapterFolder.referencesName)
     let references = isPlain ? nil : try referenceState(of: name)
     if let references {
@@ -177,20 +146,9 @@ extension PeftModel {
       // Of an adapter that was here before.
       FileSystem.removeTree(referencesPath)
     }
-    let config = isPlain ? record.config.plain() : record.config
-    for (file, members) in config.files {
-      var members = members
-      if file == AdapterFolder.configName { members["inference_mode"] = true }
-      try FileSystem.write(
-        FileSystem.join(folder, file),
-        JSONValue.object(members).text(.indented, sortedKeys: true))
-    }
-    let cardPath = FileSystem.join(folder, "README.md")
-    let old = FileSystem.exists(cardPath) ? try FileSystem.read(cardPath) : nil
-    let card = ModelCard(
-      config: config, isTransformersModel: !info.modelType.isEmpty, body: card,
-      existing: old.map { String(decoding: $0, as: UTF8.self) })
-    try FileSystem.write(cardPath, card.text)
+    try AdapterFolder.write(
+      state, config: isPlain ? record.config.plain() : record.config,
+      isTransformersModel: !info.modelType.isEmpty, as: type, card: card, into: folder)
   }
 
   /// Writes several adapters the way peft does: the one named `default` into the folder itself,

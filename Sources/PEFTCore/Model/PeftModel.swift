@@ -33,7 +33,7 @@ public final class PeftModel {
 
   /// Wraps a model and freezes its parameters.
   ///
-  /// When its layers carry adapters already, from another wrapper or from ``injectAdapter(_:into:as:)``,
+  /// When its layers carry adapters already, from another wrapper or from ``InjectedAdapters``,
   /// this one manages the same adapters, and nothing is frozen.
   public init(_ base: any Module, info: BaseModelInfo, registry: TunerRegistry) {
     self.base = base
