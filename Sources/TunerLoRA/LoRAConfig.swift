@@ -21,6 +21,11 @@ public struct LoRAConfig: TunerConfig, Equatable {
   public var usesRSLoRA: Bool
   /// Whether B has a bias, `lora_bias`; merging needs a base layer with one.
   public var usesLoRABias = false
+  /// Which of the equal parts of a fused projection's output are adapted, loralib's `enable_lora`:
+  /// `[true, false, true]` for the queries and values of a packed attention. Empty, the default,
+  /// is ordinary LoRA. peft does not know the key; ``PEFTCore/PeftModel/expandParts(of:as:)``
+  /// makes an adapter that it reads.
+  public var enabledParts: [Bool] = []
   /// Modules that are trained and saved in full.
   public var modulesToSave: [String]
   /// How A and B begin.
@@ -69,7 +74,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
     "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha",
     "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
     "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "init_lora_weights", "bias",
-    "fan_in_fan_out", "lora_bias",
+    "fan_in_fan_out", "lora_bias", "enable_lora",
   ]
 
   /// Reads the members of a config file.
@@ -90,6 +95,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
     alphaPattern = try Self.patterns("alpha_pattern", &reader)
     usesRSLoRA = try reader.bool("use_rslora") ?? false
     usesLoRABias = try reader.bool("lora_bias") ?? false
+    enabledParts = try Self.parts(reader.value("enable_lora"))
     modulesToSave = try reader.strings("modules_to_save") ?? []
     initialization = try Self.initialization(reader.value("init_lora_weights"))
     // A layer finds its own orientation; the key only says how GPT-2 stores its weights.
@@ -111,6 +117,9 @@ public struct LoRAConfig: TunerConfig, Equatable {
       ("lora_dropout", .double(dropout)),
     ]
     members += targets.members
+    if !enabledParts.isEmpty {
+      members.append(("enable_lora", .array(enabledParts.map { .bool($0) })))
+    }
     members += [
       ("rank_pattern", rankPattern.json), ("alpha_pattern", alphaPattern.json),
       ("use_rslora", .bool(usesRSLoRA)), ("lora_bias", .bool(usesLoRABias)),
@@ -154,10 +163,50 @@ public struct LoRAConfig: TunerConfig, Equatable {
         "'lora_dropout' is \(dropout), a number from 0 to below 1 was "
           + "expected")
     }
+    if !enabledParts.isEmpty, !enabledParts.contains(true) {
+      throw PEFTError(
+        .invalidConfiguration, "'enable_lora' enables no part; at least one was expected")
+    }
+    if !enabledParts.isEmpty, usesLoRABias {
+      throw PEFTError(
+        .unsupported, "'lora_bias' is not supported together with 'enable_lora'",
+        remedy: "Remove one of the keys.")
+    }
     if !alpha.isFinite {
       throw PEFTError(
         .invalidConfiguration, "'lora_alpha' is \(alpha), a finite number was expected")
     }
+  }
+
+  /// The settings of the same update in the form of plain LoRA, whose rank is the sum of the
+  /// parts' ranks; `nil` without parts.
+  var withoutParts: LoRAConfig? {
+    guard !enabledParts.isEmpty else { return nil }
+    let count = enabledParts.count { $0 }
+    // The scaling stays: alpha/r, or alpha/√r.
+    let factor = usesRSLoRA ? Double(count).squareRoot() : Double(count)
+    var plain = self
+    plain.enabledParts = []
+    plain.rank *= count
+    plain.alpha *= factor
+    func scaled(_ patterns: SuffixPatterns, _ factor: Double) -> SuffixPatterns {
+      SuffixPatterns(patterns.entries.map { .init($0.key, $0.value * factor) })
+    }
+    plain.rankPattern = scaled(rankPattern, Double(count))
+    plain.alphaPattern = scaled(alphaPattern, factor)
+    return plain
+  }
+
+  private static func parts(_ value: JSONValue?) throws(PEFTError) -> [Bool] {
+    guard let value else { return [] }
+    guard let elements = value.array else {
+      throw ConfigReader.mismatch("enable_lora", "a list of true and false", value)
+    }
+    let parts = elements.compactMap(\.bool)
+    guard parts.count == elements.count else {
+      throw ConfigReader.mismatch("enable_lora", "a list of true and false", value)
+    }
+    return parts
   }
 
   private static func invalidRank(_ value: Double) -> PEFTError {

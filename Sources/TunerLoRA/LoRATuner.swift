@@ -10,7 +10,7 @@ public enum LoRATuner: Tuner {
   /// The class name that peft prints around the base model.
   public static let modelTypeName = "LoraModel"
   /// What makes layers, in order; the first that returns one wins.
-  public static let dispatchers: [any Dispatcher] = [LoRADispatcher()]
+  public static let dispatchers: [any Dispatcher] = [FusedDispatcher(), LoRADispatcher()]
 
   /// The targets for a model type when the config names none.
   public static func defaultTargets(modelType: String) -> TargetModules? {
