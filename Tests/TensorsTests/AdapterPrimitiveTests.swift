@@ -48,7 +48,8 @@ struct AdapterPrimitiveTests {
   @Test func columnRangesAndTransposesHaveGradients() {
     let x = parameter([3, 5], seed: 1)
     let part = x.value.columnRange(1..<3)
-    #expect(part.scalars == (0..<3).flatMap { Array(x.value.scalars[$0 * 5 + 1..<$0 * 5 + 3]) })
+    let v = x.value.scalars
+    #expect(part.scalars == [v[1], v[2], v[6], v[7], v[11], v[12]])
     let check = GradientCheck([x]) { x.tensor.columnRange(1..<4) * x.tensor.columnRange(2..<5) }
     #expect(check.maximumError < 5e-3)
     let transposed = x.value.transposed()
