@@ -28,6 +28,8 @@ let package = Package(
     .library(name: "PEFTCore", targets: ["PEFTCore", "NN", "Tensors", "PEFTSupport"]),
     .library(name: "BLASKernels", targets: ["BLASKernels"]),
     .library(name: "TunerLoRA", targets: ["TunerLoRA"]),
+    .library(name: "TunerDoRA", targets: ["TunerDoRA"]),
+    .library(name: "TunerEDoRA", targets: ["TunerEDoRA"]),
     .library(name: "Models", targets: ["Models"]),
     .executable(name: "peft", targets: ["PEFTCommand"]),
   ],
@@ -68,6 +70,10 @@ let package = Package(
 
     // Shared by the tests: where the real models are, and approximate comparison.
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: swiftSettings),
+    // Models of one layer with goldens, for the tests of tuners.
+    .target(
+      name: "LayerTestSupport", dependencies: ["TestSupport", "PEFTCore", "BLASKernels"],
+      path: "Tests/LayerTestSupport", swiftSettings: swiftSettings),
   ]
     // Kernels, tensors, modules.
     + module("PEFTSupport", [])
@@ -77,12 +83,16 @@ let package = Package(
     // Adapters.
     + module("PEFTCore", ["NN"])
     + module("TunerLoRA", ["PEFTCore"], testing: ["Models"])
+    + module("TunerDoRA", ["TunerLoRA", "PEFTCore"], testing: ["Models", "LayerTestSupport"])
+    + module(
+      "TunerEDoRA", ["TunerDoRA", "TunerLoRA", "PEFTCore"],
+      testing: ["Models", "LayerTestSupport"])
     // Models and training.
     + module("Tokenizers", ["PEFTSupport"])
     + module("Models", ["NN"])
     + module(
       "Training", ["Models", "PEFTCore", "Tokenizers", "BLASKernels"], testing: ["TunerLoRA"])
-    + module("PEFT", ["Training", "TunerLoRA"])
+    + module("PEFT", ["Training", "TunerLoRA", "TunerDoRA", "TunerEDoRA"])
     // The tool.
     + [
       .executableTarget(

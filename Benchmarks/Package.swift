@@ -9,6 +9,10 @@ let package = Package(
     .executableTarget(
       name: "kernels-bench",
       dependencies: [.product(name: "BLASKernels", package: "swift-peft")],
-      swiftSettings: [.swiftLanguageMode(.v6)])
+      swiftSettings: [.swiftLanguageMode(.v6)]),
+    .executableTarget(
+      name: "adapters-bench",
+      dependencies: [.product(name: "PEFT", package: "swift-peft")],
+      swiftSettings: [.swiftLanguageMode(.v6)]),
   ]
 )

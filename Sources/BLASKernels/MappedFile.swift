@@ -1,3 +1,4 @@
+import CKernels
 import PEFTSupport
 
 #if canImport(Glibc)
@@ -59,6 +60,21 @@ public final class MappedFile: Sendable {
   public func bytes(_ range: Range<Int>) -> [UInt8] {
     precondition(range.lowerBound >= 0 && range.upperBound <= byteCount, "range beyond the file")
     return Array(UnsafeRawBufferPointer(start: base + range.lowerBound, count: range.count))
+  }
+
+  /// The CRC-32 of a range, as zip files record it.
+  public func crc32(_ range: Range<Int>) -> UInt32 {
+    precondition(range.lowerBound >= 0 && range.upperBound <= byteCount, "range beyond the file")
+    let start = base.assumingMemoryBound(to: UInt8.self) + range.lowerBound
+    return pk_crc32(start, range.count)
+  }
+
+  /// Lets the system drop the pages that lie wholly within a range; they are read again when used.
+  public func release(_ range: Range<Int>) {
+    let page = Int(sysconf(Int32(_SC_PAGESIZE)))
+    let start = (range.lowerBound + page - 1) / page * page
+    let end = min(range.upperBound, byteCount) / page * page
+    if start < end { madvise(base + start, end - start, MADV_DONTNEED) }
   }
 
   private static let emptyPage = UInt(

@@ -73,6 +73,48 @@ public enum Rows {
     }
   }
 
+  /// y[i, j] = bias[j] + y[i, j] factors[j], in place; without a bias where it is nil.
+  public static func scaleColumns(
+    rows: Int, columns: Int, of y: MutableSlice<Float>, by factors: Slice<Float>,
+    adding bias: Slice<Float>?
+  ) {
+    check(rows, columns, y.count, row: factors.count)
+    check(rows, columns, row: bias?.count)
+    split(rows, columns) { r in
+      pk_scale_columns_bias(
+        factors.pointer, bias?.pointer, y.pointer + r.lowerBound * columns, r.count, columns)
+    }
+  }
+
+  /// z[j] = Σᵢ dy[i, j] (y[i, j] − bias[j]), and dy[i, j] = dy[i, j] factors[j] after that: what the
+  /// gradient of a product with scaled columns needs, in one pass. Double-precision accumulation.
+  ///
+  /// - Parameters:
+  ///   - rows: The number of rows.
+  ///   - columns: Their width.
+  ///   - dy: `[rows, columns]`, changed in place.
+  ///   - y: `[rows, columns]`, not the memory of `dy`.
+  ///   - bias: `[columns]`, or nil for zeros.
+  ///   - factors: `[columns]`.
+  ///   - z: Receives `[columns]`.
+  public static func scaledColumnDots(
+    rows: Int, columns: Int, _ dy: MutableSlice<Float>, _ y: Slice<Float>, bias: Slice<Float>?,
+    by factors: Slice<Float>, into z: MutableSlice<Float>
+  ) {
+    check(rows, columns, dy.count, y.count, row: factors.count)
+    check(rows, columns, row: bias?.count)
+    check(rows, columns, row: z.count)
+    // Blocks of 64 columns, which the kernel takes at once.
+    Parallel.split(
+      columns, grain: max(64, Parallel.lightGrain / max(rows, 1)), multiple: 64
+    ) { c in
+      let at = c.lowerBound
+      pk_scaled_column_dots(
+        dy.pointer + at, y.pointer + at, bias.map { $0.pointer + at }, factors.pointer + at,
+        columns, rows, c.count, z.pointer + at)
+    }
+  }
+
   /// z[i] = Σⱼ x[i, j] y[i, j]; with double-precision accumulation. z must not overlap x or y.
   public static func rowDots(
     rows: Int, columns: Int, _ x: Slice<Float>, _ y: Slice<Float>, into z: MutableSlice<Float>

@@ -7,8 +7,8 @@ public struct ForwardContext {
   public var sequences: SequenceLayout
   /// Seed of this step's dropout masks; `nil` switches dropout off (evaluation).
   public var dropoutSeed: UInt64?
-  /// Adapter of each sequence in a mixed batch, by name; `nil` uses the active ones everywhere.
-  public var sequenceAdapters: [String]?
+  /// Adapter of each sequence in a mixed batch; `nil` uses the active ones everywhere.
+  public var sequenceAdapters: SequenceAdapters?
   /// Keys and values of earlier tokens, for generation.
   public var cache: KeyValueCache?
   /// Whether blocks are recomputed in the backward pass instead of kept.

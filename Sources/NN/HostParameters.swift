@@ -33,7 +33,9 @@ public struct HostParameters {
   }
 
   /// The weight.
-  public var weight: Weight
+  public var weight: Weight { didSet { identity = WeightIdentity() } }
+  /// Stands for the value of a frozen weight: what was derived from one belongs to its identity.
+  public private(set) var identity = WeightIdentity()
   /// The bias.
   public var bias: Parameter?
   /// Whether another module owns the weight, as a tied output head's embedding does.

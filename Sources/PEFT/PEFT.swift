@@ -7,4 +7,6 @@
 @_exported import Tensors
 @_exported import Tokenizers
 @_exported import Training
+@_exported import TunerDoRA
+@_exported import TunerEDoRA
 @_exported import TunerLoRA

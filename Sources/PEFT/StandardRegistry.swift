@@ -1,4 +1,6 @@
 import PEFTCore
+import TunerDoRA
+import TunerEDoRA
 import TunerLoRA
 
 extension TunerRegistry {
@@ -13,6 +15,9 @@ extension TunerRegistry {
   public static let standard: TunerRegistry = {
     var registry = TunerRegistry()
     registry.register(LoRATuner.self)
+    registry.register(DoRATuner.self)
+    registry.register(EDoRATuner.self)
+    registry.register(LoRAXSTuner.self)
     return registry
   }()
 }

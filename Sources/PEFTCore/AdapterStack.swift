@@ -2,53 +2,76 @@ import NN
 import PEFTSupport
 import Tensors
 
-/// Which adapters of a model are in use; one object is shared by all slots of the model, so
-/// switching does not visit the layers.
-public final class AdapterSelection {
-  /// Names of the active adapters in the order in which they were chosen.
-  public internal(set) var active: [String] = []
-  /// Whether all adapters are switched off.
-  public internal(set) var isDisabled = false
-}
-
 /// What a host's slot holds: the layers of any number of adapters, and modules trained in full.
 public final class AdapterStack: HostAdapters {
   /// The host's path in the model.
   public let path: String
   /// The model's selection.
   public let selection: AdapterSelection
-  /// The layers, in the order in which they were added.
-  public private(set) var layers: [(adapter: String, layer: any TunerLayer)] = []
-  /// Fully trained copies of the host's parameters, by adapter.
-  public private(set) var copies: [(adapter: String, parameters: HostParameters)] = []
+  /// The layers by their adapter's place in the selection.
+  private var layersByPlace: [(any TunerLayer)?] = []
+  /// Fully trained copies of the host's parameters, by the adapter's place.
+  private var copiesByPlace: [(place: Int, parameters: HostParameters)] = []
   /// Names of the merged adapters.
-  public private(set) var merged: [String] = []
-  private var original: HostParameters?
+  public var merged: [String] { mergedPlaces.map { selection.name(at: $0) } }
+  private var mergedPlaces: [Int] = []
+  private(set) var original: HostParameters?
 
   init(path: String, selection: AdapterSelection) {
     self.path = path
     self.selection = selection
   }
 
+  /// The layers, in the order in which their adapters were added.
+  public var layers: [(adapter: String, layer: any TunerLayer)] {
+    selection.order.compactMap { place in
+      layer(at: place).map { (selection.name(at: place), $0) }
+    }
+  }
+
+  /// Fully trained copies of the host's parameters, by adapter.
+  public var copies: [(adapter: String, parameters: HostParameters)] {
+    copiesByPlace.map { (selection.name(at: $0.place), $0.parameters) }
+  }
+
   /// The layer of an adapter.
   public func layer(_ adapter: String) -> (any TunerLayer)? {
-    layers.first { $0.adapter == adapter }?.layer
+    selection.place(of: adapter).flatMap { layer(at: $0) }
   }
 
   /// The fully trained copy of an adapter.
   public func copy(_ adapter: String) -> HostParameters? {
-    copies.first { $0.adapter == adapter }?.parameters
+    selection.place(of: adapter).flatMap { copy(at: $0) }
+  }
+
+  func layer(at place: Int) -> (any TunerLayer)? {
+    place < layersByPlace.count ? layersByPlace[place] : nil
+  }
+
+  func copy(at place: Int) -> HostParameters? {
+    copiesByPlace.isEmpty ? nil : copiesByPlace.first { $0.place == place }?.parameters
   }
 
   /// Whether nothing is in the slot.
-  public var isEmpty: Bool { layers.isEmpty && copies.isEmpty }
+  public var isEmpty: Bool { copiesByPlace.isEmpty && layersByPlace.allSatisfy { $0 == nil } }
 
-  func add(_ layer: any TunerLayer, adapter: String) { layers.append((adapter, layer)) }
-  func add(_ copy: HostParameters, adapter: String) { copies.append((adapter, copy)) }
+  /// Puts a layer into the slot, in place of the adapter's layer if it has one.
+  func add(_ layer: any TunerLayer, adapter: String) {
+    let place = selection.takePlace(adapter)
+    while layersByPlace.count <= place { layersByPlace.append(nil) }
+    layersByPlace[place] = layer
+  }
+
+  func add(_ copy: HostParameters, adapter: String) {
+    let place = selection.takePlace(adapter)
+    copiesByPlace.removeAll { $0.place == place }
+    copiesByPlace.append((place, copy))
+  }
 
   func remove(_ adapter: String) {
-    layers.removeAll { $0.adapter == adapter }
-    copies.removeAll { $0.adapter == adapter }
+    guard let place = selection.place(of: adapter) else { return }
+    if place < layersByPlace.count { layersByPlace[place] = nil }
+    copiesByPlace.removeAll { $0.place == place }
   }
 
   // MARK: Forward
@@ -58,80 +81,39 @@ public final class AdapterStack: HostAdapters {
     _ input: HostInput, host: any AdapterHost, _ context: ForwardContext
   ) -> Tensor {
     if selection.isDisabled { return host.base(input, original ?? host.parameters) }
-    if let names = context.sequenceAdapters {
-      return forwardMixed(names, input, host: host, context)
+    if let adapters = context.sequenceAdapters {
+      return forwardMixed(adapters, input, host: host, context)
     }
-    return forward(selection.active, input, host: host, context)
+    return forward(selection.activePlaces, input, host: host, context)
   }
 
   private func forward(
-    _ active: [String], _ input: HostInput, host: any AdapterHost, _ context: ForwardContext
+    _ active: [Int], _ input: HostInput, host: any AdapterHost, _ context: ForwardContext
   ) -> Tensor {
-    let parameters = active.lazy.compactMap { self.copy($0) }.first ?? host.parameters
-    var sum = host.base(input, parameters)
-    let layers = active.lazy.filter { !self.merged.contains($0) }.compactMap { self.layer($0) }
+    let copy = active.lazy.compactMap { self.copy(at: $0) }.first
+    let layers = active.compactMap { mergedPlaces.contains($0) ? nil : layer(at: $0) }
+    if layers.count == 1, copy == nil, original == nil,
+      let output = layers[0].output(call(input, nil, host, context))
+    {
+      return output
+    }
+    var sum = host.base(input, copy ?? host.parameters)
     // Taken before any layer adds to the sum: what a layer sees must not depend on the order.
     let base =
       layers.contains(where: \.needsBaseOutput)
       ? original.map { host.base(input, $0) } ?? sum : nil
     for layer in layers {
-      layer.contribute(
-        LayerCall(
-          input: input, base: layer.needsBaseOutput ? base : nil, host: host, context: context),
-        to: &sum)
+      layer.contribute(call(input, layer.needsBaseOutput ? base : nil, host, context), to: &sum)
     }
     return sum
   }
 
-  /// Each sequence with its own adapter: rows of one adapter are computed together.
-  private func forwardMixed(
-    _ names: [String], _ input: HostInput, host: any AdapterHost, _ context: ForwardContext
-  ) -> Tensor {
-    let layout = context.sequences
-    let perRow = input.rows == layout.rows
-    precondition(
-      names.count == layout.count && (perRow || input.rows == layout.count),
-      "\(names.count) adapters for \(layout.count) sequences and \(input.rows) rows")
-    func rows(_ sequence: Int) -> Range<Int> {
-      perRow ? layout.range(sequence) : sequence..<sequence + 1
-    }
-    var inner = context
-    inner.sequenceAdapters = nil
-    // Merged adapters are in no one's share: each sequence gets its own and nothing else.
-    let base = host.base(input, original ?? host.parameters)
-    // The positions of an image go with it.
-    let count = input.rows
-    func flat(_ x: Tensor, _ rows: Int) -> Tensor { x.reshaped([rows, x.count / max(rows, 1)]) }
-    let whole = flat(base, count)
-    var output = whole
-    var groups: [(name: String, rows: [Int32])] = []
-    for (sequence, name) in names.enumerated() where layer(name) != nil || copy(name) != nil {
-      let own = rows(sequence).map { Int32($0) }
-      if let place = groups.firstIndex(where: { $0.name == name }) {
-        groups[place].rows += own
-      } else {
-        groups.append((name, own))
-      }
-    }
-    for (name, rows) in groups {
-      let part = input.selecting(rows)
-      var sum: Tensor
-      if let copy = copy(name) {
-        sum = host.base(part, copy)
-      } else {
-        let shape: [Int]
-        if case .images = input {
-          shape = Array(base.shape.dropFirst())
-        } else {
-          shape = [base.columns]
-        }
-        sum = whole.selectRows(rows).reshaped([rows.count] + shape)
-      }
-      layer(name)?.contribute(
-        LayerCall(input: part, base: sum, host: host, context: inner), to: &sum)
-      output.replaceRows(rows, with: flat(sum, rows.count))
-    }
-    return output.reshaped(base.shape)
+  func call(
+    _ input: HostInput, _ base: Tensor?, _ host: any AdapterHost, _ context: ForwardContext
+  ) -> LayerCall {
+    LayerCall(
+      input: input, base: base, host: host, parameters: original ?? host.parameters,
+      context: context)
   }
 
   // MARK: Merging
@@ -148,7 +130,9 @@ public final class AdapterStack: HostAdapters {
     let base = result.matrix
     let matrix = try base.merging { rows, block in
       for name in present {
-        try self.layer(name)!.addDelta(rows: rows, to: &block, base: base)
+        do {
+          try self.layer(name)!.addDelta(rows: rows, to: &block, base: base)
+        } catch let error as PEFTError { throw error.located(at: self.path) }
       }
       if checkingFinite, !block.allFinite {
         throw PEFTError(
@@ -183,7 +167,7 @@ public final class AdapterStack: HostAdapters {
 
   func setMerged(_ names: [String], _ parameters: HostParameters, host: any AdapterHost) {
     if original == nil { original = host.parameters }
-    merged = names
+    mergedPlaces = names.compactMap { selection.place(of: $0) }
     host.parameters = parameters
   }
 
@@ -191,7 +175,7 @@ public final class AdapterStack: HostAdapters {
   func unmerge(host: any AdapterHost) {
     if let original { host.parameters = original }
     original = nil
-    merged = []
+    mergedPlaces = []
   }
 
   // MARK: Description

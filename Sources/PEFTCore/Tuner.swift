@@ -11,24 +11,50 @@ public protocol Tuner: Sendable {
 
   /// The method's name, `peft_type` in config files.
   static var peftType: String { get }
+  /// The method's name in the settings of a run: `lora`.
+  static var methodName: String { get }
   /// The class name that peft prints around the base model.
   static var modelTypeName: String { get }
   /// What makes layers, in order; the first that returns one wins.
   static var dispatchers: [any Dispatcher] { get }
 
+  /// The members that make a config this method's: `peft_type`, and what tells it from others that
+  /// have the same, as DoRA's `use_dora` does from LoRA.
+  static var identifyingMembers: JSONObject { get }
+
   /// Whether this tuner handles a config file with the given members.
   ///
-  /// The default compares `peft_type`. Methods that share one, as DoRA and LoRA do, look further.
+  /// The default looks for the ``identifyingMembers``.
   static func accepts(_ config: JSONObject) -> Bool
+
+  /// The members of an adapter folder's config as this tuner's config reads them, or `nil` when the
+  /// folder is not of this method.
+  ///
+  /// The default gives those of `adapter_config.json` where the tuner accepts them. A method whose
+  /// files look like another's can look at the tensors and at further files.
+  static func config(of folder: AdapterFolder) throws(PEFTError) -> JSONObject?
 
   /// The targets for a model type when the config names none.
   static func defaultTargets(modelType: String) -> TargetModules?
 }
 
 extension Tuner {
-  /// Whether `peft_type` is this tuner's.
+  /// `peft_type` in lower case.
+  public static var methodName: String { peftType.lowercased() }
+
+  /// `peft_type` alone.
+  public static var identifyingMembers: JSONObject {
+    JSONObject([("peft_type", .string(peftType))])
+  }
+
+  /// Whether the config has the members that identify the method.
   public static func accepts(_ config: JSONObject) -> Bool {
-    config["peft_type"]?.string == peftType
+    identifyingMembers.members.allSatisfy { config[$0.key] == $0.value }
+  }
+
+  /// The members of `adapter_config.json` where the tuner accepts them.
+  public static func config(of folder: AdapterFolder) throws(PEFTError) -> JSONObject? {
+    accepts(folder.config) ? folder.config : nil
   }
 
   /// The targets for a model type when the config names none.
@@ -64,4 +90,12 @@ public struct AdapterSite {
   public let config: any TunerConfig
   /// Seed of the initial values.
   public let seed: UInt64
+  /// Whether the values are read from a file next, so that costly initial ones would be wasted.
+  public var isLoading = false
+
+  /// Whether initial values that depend on the host's weight are to be computed: not when others
+  /// are read next, nor in a model that is only described.
+  public var initializesFromWeight: Bool {
+    !isLoading && !(host.parameters.matrix is ShapeOnlyMatrix)
+  }
 }

@@ -24,6 +24,10 @@ public protocol TunerConfig: Sendable {
   /// The members of the config file, `peft_type` and unknown keys included.
   var object: JSONObject { get }
 
+  /// The files that hold the settings beside the weights, `adapter_config.json` among them; the
+  /// default has that one alone, with the members of ``object``.
+  var files: [(name: String, members: JSONObject)] { get }
+
   /// Checks values that were set in code as those of a file are; the default accepts all.
   ///
   /// - Throws: ``PEFTError`` `invalidConfiguration`, naming the key.
@@ -31,6 +35,9 @@ public protocol TunerConfig: Sendable {
 }
 
 extension TunerConfig {
+  /// `adapter_config.json`.
+  public var files: [(name: String, members: JSONObject)] { [(AdapterFolder.configName, object)] }
+
   /// Accepts all values.
   public func validate() throws(PEFTError) {}
 }

@@ -19,6 +19,14 @@ public protocol TunerLayer: AnyObject {
   ///   - sum: The base's output plus the changes of other layers, `[…, outputFeatures]`.
   func contribute(_ call: LayerCall, to sum: inout Tensor)
 
+  /// The change as a product of two factors, s·B·A, when that is all it is in this pass; a batch
+  /// that mixes adapters then takes all of them at once.
+  func lowRankFactors(_ context: ForwardContext) -> LowRankFactors?
+
+  /// The host's whole output where this layer is the only one in use, for layers that know a
+  /// cheaper way than to add to the base's output; `nil` if there is none.
+  func output(_ call: LayerCall) -> Tensor?
+
   /// Adds rows of ΔW, in the orientation of the host's matrix, to a block.
   ///
   /// That has one row for each output, also where files store the weight transposed, and a
@@ -30,6 +38,13 @@ public protocol TunerLayer: AnyObject {
   ///   - block: `[rows.count, columns]`, what they are added to.
   ///   - base: The host's untouched weight.
   func addDelta(rows: Range<Int>, to block: inout Tensor, base: any WeightMatrix) throws(PEFTError)
+
+  /// Called after values were read from a file: refuses those that do not belong to the host, and
+  /// computes those that files do not hold.
+  ///
+  /// - Parameter host: The host.
+  /// - Throws: ``PEFTError``; the adapter is removed then.
+  func didLoad(on host: any AdapterHost) throws(PEFTError)
 
   /// What merging adds to the host's bias, `[outputFeatures]`; `nil`, the default, leaves it alone.
   var biasDelta: Tensor? { get }
@@ -47,8 +62,15 @@ public protocol TunerLayer: AnyObject {
 extension TunerLayer {
   /// Whether ``contribute(_:to:)`` looks at the output of the untouched base layer.
   public var needsBaseOutput: Bool { false }
+  /// None: the change is added to the base's output.
+  public func output(_ call: LayerCall) -> Tensor? { nil }
+  /// Accepts all values.
+  public func didLoad(on host: any AdapterHost) throws(PEFTError) {}
   /// What merging adds to the host's bias: nothing.
   public var biasDelta: Tensor? { nil }
+
+  /// No factors: the layer is asked for its contribution, row group by row group.
+  public func lowRankFactors(_ context: ForwardContext) -> LowRankFactors? { nil }
 }
 
 /// A parameter of an adapter layer.
@@ -59,12 +81,24 @@ public struct AdapterParameter {
   public let parameter: Parameter
   /// Whether training changes it while its adapter is active.
   public let isTrained: Bool
+  /// What joins the host's path and the suffix in a file: "." but for files of old programs.
+  public var separator = "."
+  /// Other ends of its key that are read as well, joined with ".".
+  public var otherSuffixes: [String] = []
+  /// Whether files hold it; a value that can be computed anew need not be stored.
+  public var isStored = true
 
   /// Describes a parameter.
   public init(_ suffix: String, _ parameter: Parameter, isTrained: Bool = true) {
     self.suffix = suffix
     self.parameter = parameter
     self.isTrained = isTrained
+  }
+
+  /// The keys under which files may hold it, that under which it is written first.
+  public func keys(at path: String) -> [String] {
+    (["\(path)\(separator)\(suffix)"] + otherSuffixes.map { "\(path).\($0)" })
+      .map { "base_model.model.\($0)" }
   }
 }
 
@@ -76,6 +110,8 @@ public struct LayerCall {
   public let base: Tensor?
   /// The host.
   public let host: any AdapterHost
+  /// The host's untouched parameters, whatever is merged into those that it has now.
+  public let parameters: HostParameters
   /// The pass.
   public let context: ForwardContext
 }

@@ -59,14 +59,33 @@ public struct TunerRegistry: Sendable {
     return type
   }
 
-  /// The names of the registered methods.
+  /// The types of the registered methods; several methods may share one.
   public var peftTypes: [String] { entries.map { $0.tuner.peftType } }
+  /// The names of the registered methods in a run's settings.
+  public var methodNames: [String] { entries.map { $0.tuner.methodName } }
+
+  /// The members of a config that make it one of the named method; `nil` for an unknown name.
+  public func identifyingMembers(ofMethod name: String) -> JSONObject? {
+    entries.first { $0.tuner.methodName == name }?.tuner.identifyingMembers
+  }
 
   /// The config of a file's members, as the tuner that accepts it reads it.
   ///
   /// - Throws: ``PEFTError`` when no tuner accepts it, or a key is wrong.
   public func config(_ object: JSONObject) throws(PEFTError) -> any TunerConfig {
     try entry(for: object).tuner.makeConfig(object)
+  }
+
+  /// The config of an adapter folder, as the tuner reads it that knows the folder as its own.
+  ///
+  /// - Throws: ``PEFTError`` when no tuner accepts it, or a key is wrong.
+  public func config(of folder: AdapterFolder) throws(PEFTError) -> any TunerConfig {
+    for entry in entries {
+      if let members = try entry.tuner.config(of: folder) {
+        return try entry.tuner.makeConfig(members)
+      }
+    }
+    return try config(folder.config)
   }
 
   func entry(for object: JSONObject) throws(PEFTError) -> Entry {
@@ -77,8 +96,10 @@ public struct TunerRegistry: Sendable {
     }
     if let entry = entries.first(where: { $0.tuner.accepts(object) }) { return entry }
     throw PEFTError(
-      .unsupported, "no registered tuner handles peft_type '\(type)'",
-      remedy: "Registered: \(Set(peftTypes).sorted().joined(separator: ", ")).")
+      .unsupported,
+      "no registered tuner handles peft_type '\(type)'"
+        + (peftTypes.contains(type) ? " with these settings" : ""),
+      remedy: "Registered: \(methodNames.sorted().joined(separator: ", ")).")
   }
 }
 

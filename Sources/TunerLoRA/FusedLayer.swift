@@ -42,6 +42,12 @@ final class FusedLayer: TunerLayer {
     dropout = Dropout(config.dropout, path: "\(site.path).lora_dropout.\(site.adapter)")
     let aShape = [starts.count * rank, host.inputFeatures]
     let bShape = [starts.count * partWidth, rank]
+    if site.isLoading {
+      // A file's values take their place.
+      a = Parameter(.zeros(aShape))
+      b = Parameter(.zeros(bShape))
+      return
+    }
     let aKey = InitialFactors.key(site, "lora_A")
     switch config.initialization {
     case .gaussian: a = Parameter(.normal(aShape, deviation: 1 / Float(rank), key: aKey))
@@ -123,6 +129,12 @@ final class FusedLayer: TunerLayer {
         ),
       ])
   }
+}
+
+extension FusedLayer: LowRankLayer {
+  var inputFactor: Parameter { a }
+  var outputFactor: Parameter { b }
+  var productScaling: Double { scaling }
 }
 
 /// LoRA on the parts of fused linear layers, for configs that name parts.

@@ -18,6 +18,13 @@ struct InitialFactors {
     let bShape =
       [host.outputFeatures, rank / host.groups] + host.kernelShape.map { _ in 1 }
     let isRandom = config.initialization == .random
+    if site.isLoading {
+      // A file's values take their place.
+      a = .zeros(aShape)
+      b = .zeros(bShape)
+      bias = config.usesLoRABias ? .zeros([host.outputFeatures]) : nil
+      return
+    }
     if host is Embedding {
       a =
         isRandom

@@ -19,6 +19,11 @@ public struct LoRAConfig: TunerConfig, Equatable {
   public var alphaPattern: SuffixPatterns
   /// Rank-stabilised scaling: alpha/√r instead of alpha/r.
   public var usesRSLoRA: Bool
+  /// Whether the update is weight-decomposed, `use_dora`; another tuner than LoRA's makes such layers.
+  public var usesDoRA = false
+  /// Whether DoRA's training takes the norm as a constant, as section 4.3 of its paper does and peft
+  /// always; else gradients flow through it (`dora_detach_norm: false`, a key of this package).
+  public var detachesNorm = true
   /// Whether B has a bias, `lora_bias`; merging needs a base layer with one.
   public var usesLoRABias = false
   /// Which of the equal parts of a fused projection's output are adapted, loralib's `enable_lora`:
@@ -74,7 +79,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
     "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha",
     "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
     "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "init_lora_weights", "bias",
-    "fan_in_fan_out", "lora_bias", "enable_lora",
+    "fan_in_fan_out", "lora_bias", "use_dora", "enable_lora",
   ]
 
   /// Reads the members of a config file.
@@ -94,8 +99,13 @@ public struct LoRAConfig: TunerConfig, Equatable {
     rankPattern = try Self.patterns("rank_pattern", &reader)
     alphaPattern = try Self.patterns("alpha_pattern", &reader)
     usesRSLoRA = try reader.bool("use_rslora") ?? false
+    usesDoRA = try reader.bool("use_dora") ?? false
+    detachesNorm = try reader.bool("dora_detach_norm") ?? true
     usesLoRABias = try reader.bool("lora_bias") ?? false
-    enabledParts = try Self.parts(reader.value("enable_lora"))
+    // peft of old wrote the key with null; it is then kept as any other.
+    if object["enable_lora"]?.isNull == false {
+      enabledParts = try Self.parts(reader.value("enable_lora"))
+    }
     modulesToSave = try reader.strings("modules_to_save") ?? []
     initialization = try Self.initialization(reader.value("init_lora_weights"))
     // A layer finds its own orientation; the key only says how GPT-2 stores its weights.
@@ -122,13 +132,15 @@ public struct LoRAConfig: TunerConfig, Equatable {
     }
     members += [
       ("rank_pattern", rankPattern.json), ("alpha_pattern", alphaPattern.json),
-      ("use_rslora", .bool(usesRSLoRA)), ("lora_bias", .bool(usesLoRABias)),
+      ("use_rslora", .bool(usesRSLoRA)), ("use_dora", .bool(usesDoRA)),
+      ("lora_bias", .bool(usesLoRABias)),
       (
         "modules_to_save",
         modulesToSave.isEmpty ? .null : .array(modulesToSave.map { .string($0) })
       ),
       ("init_lora_weights", initializationValue), ("bias", "none"), ("fan_in_fan_out", false),
     ]
+    if !detachesNorm { members.append(("dora_detach_norm", false)) }
     return JSONObject(members + unknownKeys.members.map { ($0.key, $0.value) })
   }
 
@@ -137,13 +149,13 @@ public struct LoRAConfig: TunerConfig, Equatable {
   /// - Parameters:
   ///   - path: The module's path, which patterns are matched against.
   ///   - rank: Its rank.
-  func scaling(_ path: String, rank: Int) throws(PEFTError) -> Double {
+  package func scaling(_ path: String, rank: Int) throws(PEFTError) -> Double {
     let alpha = try alphaPattern.value(for: path, configKey: "alpha_pattern") ?? alpha
     return usesRSLoRA ? alpha / Double(rank).squareRoot() : alpha / Double(rank)
   }
 
   /// The rank at a module.
-  func rank(_ path: String) throws(PEFTError) -> Int {
+  package func rank(_ path: String) throws(PEFTError) -> Int {
     guard let value = try rankPattern.value(for: path, configKey: "rank_pattern") else {
       return rank
     }
@@ -247,7 +259,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
 
   private static func refuseUnsupported(_ reader: inout ConfigReader) throws(PEFTError) {
     try reader.refuse("bias", unless: "none")
-    for key in ["use_dora", "use_qalora", "use_bdlora", "ensure_weight_tying"] {
+    for key in ["use_qalora", "use_bdlora", "ensure_weight_tying"] {
       try reader.refuse(key, unless: false)
     }
     for key in [

@@ -71,6 +71,16 @@ final class LoRALayer: TunerLayer {
       + (bias.map { [AdapterParameter("lora_B.bias", $0)] } ?? [])
   }
 
+  // Two matrices that act on rows of features, and nothing else.
+  private var hasPlainFactors: Bool {
+    !isEmbedding && convolutionSettings == nil && bias == nil
+  }
+
+  func lowRankFactors(_ context: ForwardContext) -> LowRankFactors? {
+    guard !context.isTraining || dropout.probability == 0, hasPlainFactors else { return nil }
+    return LowRankFactors(a: a.value, b: b.value, scale: Float(scaling))
+  }
+
   func contribute(_ call: LayerCall, to sum: inout Tensor) {
     let input = call.input.map { dropout($0, call.context) }
     let low = call.host.project(input, by: a.tensor)

@@ -1,4 +1,5 @@
 import PEFTCore
+import PEFTSupport
 
 /// Low-rank adaptation (Hu et al., arXiv 2106.09685): W + s·B·A with s = alpha/r.
 public enum LoRATuner: Tuner {
@@ -11,6 +12,11 @@ public enum LoRATuner: Tuner {
   public static let modelTypeName = "LoraModel"
   /// What makes layers, in order; the first that returns one wins.
   public static let dispatchers: [any Dispatcher] = [FusedDispatcher(), LoRADispatcher()]
+
+  /// Whether `peft_type` is LORA and the update is not weight-decomposed.
+  public static func accepts(_ config: JSONObject) -> Bool {
+    config["peft_type"]?.string == peftType && config["use_dora"] != true
+  }
 
   /// The targets for a model type when the config names none.
   public static func defaultTargets(modelType: String) -> TargetModules? {

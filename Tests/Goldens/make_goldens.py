@@ -30,6 +30,7 @@ from generator import (  # noqa: E402
     combine,
     conformance,
     dora,
+    edora,
     fields,
     files,
     fused,
@@ -40,6 +41,7 @@ from generator import (  # noqa: E402
     optimisers,
     rotary,
     targets,
+    tasks,
 )
 
 
@@ -60,11 +62,13 @@ def main() -> None:
         "layers": layers.make,
         "fused": fused.make,
         "dora": dora.make,
+        "edora": edora.make,
         "combine": combine.make,
         "fields": fields.make,
         "conformance": conformance.make,
         "inits": inits.make,
         "files": files.make,
+        "tasks": tasks.make,
     }
     names = sys.argv[1:] or list(jobs)
     unknown = [name for name in names if name not in jobs]

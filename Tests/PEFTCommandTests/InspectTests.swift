@@ -90,8 +90,8 @@ struct InspectTests {
   }
 
   @Test func foldsLayers() {
-    func entry(_ name: String, _ shape: [Int]) -> SafetensorsEntry {
-      SafetensorsEntry(name: name, type: .float32, shape: shape, range: 0..<0)
+    func entry(_ name: String, _ shape: [Int]) -> TensorEntry {
+      TensorEntry(name: name, type: .float32, shape: shape)
     }
     let groups = TensorGroup.folding([
       entry("m.0.a", [2]), entry("m.1.a", [2]), entry("m.2.a", [3]), entry("m.4.a", [2]),

@@ -172,9 +172,14 @@ struct Fixture {
   var context: ForwardContext { ForwardContext(SequenceLayout(lengths: Self.lengths)) }
 
   /// The output for a fixed batch.
-  func output(_ adapters: [String]? = nil) -> [Float] {
+  func output() -> [Float] {
+    withoutGradients { model(Self.ids, context).scalars }
+  }
+
+  /// The output for the same batch with an adapter for each sequence.
+  func output(_ adapters: [String]) throws -> [Float] {
     var context = context
-    context.sequenceAdapters = adapters
+    context.sequenceAdapters = try peft.sequenceAdapters(adapters)
     return withoutGradients { model(Self.ids, context).scalars }
   }
 }

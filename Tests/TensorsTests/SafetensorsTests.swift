@@ -121,7 +121,7 @@ struct SafetensorsTests {
     try SafetensorsWriter.write(items, to: path)
     let file = try SafetensorsFile(path)
     #expect(file.names == ["z", "a", "b", "h"])
-    #expect(file.entries.map(\.range) == [0..<8, 8..<12, 12..<16, 16..<18])
+    #expect(file.entries.map(\.byteCount) == [8, 4, 4, 2])
     let bytes = try FileSystem.read(path)
     #expect(Int(bytes[0]) % 8 == 0)
     try SafetensorsWriter.write(items.reversed(), to: path)
@@ -295,7 +295,7 @@ struct SafetensorsTests {
         + "Check the path of the model.")
     _ = try folder.write("pytorch_model.bin", "")
     let pickled = #expect(throws: PEFTError.self) { try ModelWeights(folder: folder.path) }
-    #expect(pickled?.remedy == "Convert pytorch_model.bin to safetensors first.")
+    #expect(pickled?.message == "the file is empty")
     try SafetensorsWriter.write([SafetensorsItem("a", Tensor(1))], to: folder("model.safetensors"))
     #expect(try ModelWeights(folder: folder.path).names == ["a"])
   }

@@ -55,9 +55,11 @@ struct AdamWTests {
       }
       let optimizer = AdamW(
         parameters,
-        settings: AdamW.Settings(
+        settings: OptimizerSettings(
+          learningRate: settings["lr"]!.double!,
+          weightDecay: settings["weight_decay"]!.double!,
           beta1: settings["betas"]!.array![0].double!, beta2: settings["betas"]!.array![1].double!,
-          epsilon: settings["eps"]!.double!, weightDecay: settings["weight_decay"]!.double!))
+          epsilon: settings["eps"]!.double!))
       for (step, values) in golden["gradients"]!.array!.enumerated() {
         var gradients = Gradients()
         for (entry, value) in zip(parameters, values.array!) {
@@ -67,8 +69,8 @@ struct AdamWTests {
         let expectedNorm = run["grad_norms"]!.array![step].double!
         #expect(abs(norm - expectedNorm) <= 1e-6 * max(expectedNorm, 1e-6))
         optimizer.update(
-          gradients, learningRate: settings["lr"]!.double!,
-          gradientScale: AdamW.clippingFactor(
+          gradients, rateFactor: 1,
+          gradientScale: gradientClippingFactor(
             norm: norm, limit: settings["max_grad_norm"]?.double ?? 0))
         for (entry, expected) in zip(parameters, run["after"]!.array![step].array!) {
           for (a, b) in zip(entry.parameter.value.scalars, tensor(expected).scalars) {
@@ -84,10 +86,10 @@ struct AdamWTests {
   @Test func parametersWithoutGradientStay() throws {
     let a = AdapterTensor(key: "a", parameter: Parameter(Tensor(shape: [1], scalars: [1])))
     let b = AdapterTensor(key: "b", parameter: Parameter(Tensor(shape: [1], scalars: [1])))
-    let optimizer = AdamW([a, b], settings: AdamW.Settings(weightDecay: 0.1))
+    let optimizer = AdamW([a, b], settings: OptimizerSettings(learningRate: 0.1, weightDecay: 0.1))
     var gradients = Gradients()
     gradients[a.parameter] = Tensor(shape: [1], scalars: [0.5])
-    optimizer.update(gradients, learningRate: 0.1)
+    optimizer.update(gradients)
     #expect(b.parameter.value.scalars == [1])
     // The first step of Adam has the size of the rate: 1·(1 − 0.1·0.1) − 0.1.
     #expect(abs(a.parameter.value.scalars[0] - 0.89) < 1e-6)
@@ -106,15 +108,16 @@ struct AdamWTests {
       return gradients
     }
     let whole = make()
-    let first = AdamW([whole])
-    for step in 1...3 { first.update(gradient(step, whole), learningRate: 0.01) }
+    let settings = OptimizerSettings(learningRate: 0.01)
+    let first = AdamW([whole], settings: settings)
+    for step in 1...3 { first.update(gradient(step, whole)) }
     try SafetensorsWriter.write(first.items, to: folder("optimizer.safetensors"))
     let resumed = AdapterTensor(key: whole.key, parameter: Parameter(whole.parameter.value))
-    let second = AdamW([resumed])
+    let second = AdamW([resumed], settings: settings)
     try second.load(SafetensorsFile(folder("optimizer.safetensors")))
     for step in 4...6 {
-      first.update(gradient(step, whole), learningRate: 0.01)
-      second.update(gradient(step, resumed), learningRate: 0.01)
+      first.update(gradient(step, whole))
+      second.update(gradient(step, resumed))
     }
     #expect(resumed.parameter.value.scalars == whole.parameter.value.scalars)
     let other = AdamW([
@@ -127,9 +130,9 @@ struct AdamWTests {
 
   /// The formula of torch.nn.utils.clip_grad_norm_: limit / (norm + 1e-6), at most 1.
   @Test func clippingFactors() {
-    #expect(AdamW.clippingFactor(norm: 0.5, limit: 1) == 1)
-    #expect(AdamW.clippingFactor(norm: 4, limit: 1) == Float(1 / (4 + 1e-6)))
-    #expect(AdamW.clippingFactor(norm: 4, limit: 0) == 1)
+    #expect(gradientClippingFactor(norm: 0.5, limit: 1) == 1)
+    #expect(gradientClippingFactor(norm: 4, limit: 1) == Float(1 / (4 + 1e-6)))
+    #expect(gradientClippingFactor(norm: 4, limit: 0) == 1)
   }
 }
 

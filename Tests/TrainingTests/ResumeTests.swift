@@ -40,6 +40,32 @@ struct ResumeTests {
     #expect(try evaluations("out") == evaluations("whole"))
   }
 
+  /// The moments of every group, and what LoRA-FA freezes, survive too.
+  @Test(
+    arguments: [
+      ["optim": "lorafa", "weight_decay": 0.1], ["loraplus_lr_ratio": 8],
+      [
+        "parameter_groups": .array([["role": "lora_B", "learning_rate": 0.02, "weight_decay": 0.3]])
+      ],
+    ] as [[String: JSONValue]])
+  func resumingWithOtherOptimizers(_ settings: [String: JSONValue]) throws {
+    let run = try TinyRun()
+    func changes(_ other: [String: JSONValue]) -> [String: JSONValue] {
+      settings.merging(other) { $1 }
+    }
+    try run.train(changes(["output_dir": .string(run.folder("whole"))]))
+    try run.train(changes([:]), stopAfter: 7)
+    let text = failure { try run.train(["resume_from_checkpoint": true]) }
+    #expect(settings.keys.contains { text.contains("'\($0)' is") }, "\(text)")
+    let rest = try run.train(changes(["resume_from_checkpoint": true]))
+    #expect(rest.steps == 18)
+    #expect(try run.weights() == run.weights("whole"))
+    #expect(try run.losses() == run.losses("whole"))
+    #expect(
+      try FileSystem.read(run.folder("out/checkpoint-18/optimizer.safetensors"))
+        == FileSystem.read(run.folder("whole/checkpoint-18/optimizer.safetensors")))
+  }
+
   /// As a kill leaves it: more metrics than the checkpoint, half a line, and half a checkpoint.
   @Test func whatAKillLeavesBehindIsCleanedUp() throws {
     let run = try TinyRun()

@@ -195,11 +195,13 @@ struct LayerGoldenTests {
       #expect(relativeError(try golden.value(toy), both) < 1e-5)
       peft.unmerge()
     }
-    try mixedRowsFollowTheirAdapter(golden, toy, ["default": first, "second": second], base)
+    try mixedRowsFollowTheirAdapter(
+      golden, toy, peft, ["default": first, "second": second], base)
   }
 
   private func mixedRowsFollowTheirAdapter(
-    _ golden: LayerGolden, _ toy: Toy, _ single: [String: Tensor], _ base: Tensor
+    _ golden: LayerGolden, _ toy: Toy, _ peft: PeftModel, _ single: [String: Tensor],
+    _ base: Tensor
   ) throws {
     let module = golden.record["module"]
     // The dimension that counts examples: the second one in attention that is not batch_first.
@@ -210,10 +212,11 @@ struct LayerGoldenTests {
     let lengths = [Int](
       repeating: toy.layer is Convolution || toy.layer is MultiheadAttention
         ? 1 : shape.dropFirst().dropLast().reduce(1, *), count: examples)
+    let adapters = try peft.sequenceAdapters(names, count: examples)
     let mixed = try withoutGradients {
       try golden.output(toy, try golden.makeInputs()) {
         $0.sequences = SequenceLayout(lengths: lengths)
-        $0.sequenceAdapters = names
+        $0.sequenceAdapters = adapters
       }
     }
     let inner = shape.dropFirst(isSecond ? 2 : 1).reduce(1, *)

@@ -157,7 +157,8 @@ struct ModelTests {
     func run(_ change: (inout ForwardContext) -> Void = { _ in }) -> Tensor {
       withoutGradients { golden.output(peft, batch, change) }
     }
-    let mixed = run { $0.sequenceAdapters = names }
+    let rows = try peft.sequenceAdapters(names)
+    let mixed = run { $0.sequenceAdapters = rows }
     for (sequence, name) in names.enumerated() {
       try peft.setActive(name == "__base__" ? [] : [name])
       let rows = mixed.rows == layout.count ? sequence..<sequence + 1 : layout.range(sequence)

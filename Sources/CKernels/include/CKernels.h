@@ -34,6 +34,9 @@ bool pk_has_bf16(void);
 /// Starts reading a range of a mapping into memory, or gives it back.
 void pk_advise_huge(void *address, size_t bytes);
 
+/// The CRC-32 of zip files (reflected polynomial 0xedb88320).
+uint32_t pk_crc32(const uint8_t *bytes, size_t count);
+
 /// A position in a Philox4x32-10 stream.
 typedef struct {
   uint64_t seed, stream;

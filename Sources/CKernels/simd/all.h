@@ -10,6 +10,7 @@
 #include "norms.h"
 #include "random.h"
 #include "gemv.h"
+#include "lowrank.h"
 #include "gemm_micro.h"
 #include "gemm.h"
 #include "attention.h"

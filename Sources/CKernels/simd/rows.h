@@ -79,6 +79,60 @@ static void K(column_dots)(const float *x, const float *y, size_t ld, size_t row
   COLUMN_REDUCE(COLUMN_DOT, z)
 }
 
+// y = bias + y ∘ s in every row; no bias when it is NULL.
+static void K(scale_columns_bias)(const float *s, const float *bias, float *y, size_t rows, size_t columns) {
+  for (size_t r = 0; r < rows; r++, y += columns) {
+    size_t c = 0, n = columns;
+    for (; c + VL <= n; c += VL) {
+      vf v = load(y + c) * load(s + c);
+      store(y + c, bias ? v + load(bias + c) : v);
+    }
+    if (c < n) {
+      vf v = loadn(y + c, n - c) * loadn(s + c, n - c);
+      storen(y + c, bias ? v + loadn(bias + c, n - c) : v, n - c);
+    }
+  }
+}
+
+// z[j] = Σ dy[i, j] (y[i, j] - bias[j]), then dy[i, j] *= s[j]. Four vectors of columns at a time, so that whole
+// pages are used while they are at hand.
+static void K(scaled_column_dots)(float *dy, const float *y, const float *bias, const float *s, size_t ld, size_t rows,
+                                  size_t columns, float *z) {
+  size_t c = 0;
+  for (; c + 4 * VL <= columns; c += 4 * VL) {
+    vd low[4] = {}, high[4] = {};
+    vf shift[4], factor[4];
+    for (int k = 0; k < 4; k++) {
+      shift[k] = bias ? load(bias + c + k * VL) : (vf){};
+      factor[k] = load(s + c + k * VL);
+    }
+    for (size_t r0 = 0; r0 < rows; r0 += 64) {
+      size_t r1 = r0 + 64 < rows ? r0 + 64 : rows;
+      vf sum[4] = {};
+      for (size_t r = r0; r < r1; r++) {
+        float *d = dy + r * ld + c;
+        const float *v = y + r * ld + c;
+        for (int k = 0; k < 4; k++) {
+          vf g = load(d + k * VL);
+          sum[k] += g * (load(v + k * VL) - shift[k]);
+          store(d + k * VL, g * factor[k]);
+        }
+      }
+      for (int k = 0; k < 4; k++) add_double(&low[k], &high[k], sum[k]);
+    }
+    for (int k = 0; k < 4; k++) store_double(z + c + k * VL, low[k], high[k], VL);
+  }
+  for (; c < columns; c++) {
+    double total = 0;
+    for (size_t r = 0; r < rows; r++) {
+      float *d = dy + r * ld + c;
+      total += (double)*d * (y[r * ld + c] - (bias ? bias[c] : 0));
+      *d *= s[c];
+    }
+    z[c] = (float)total;
+  }
+}
+
 static void K(transpose)(const float *x, size_t ldx, float *y, size_t ldy, size_t rows, size_t columns) {
   size_t r = 0;
   for (; r + VL <= rows; r += VL) {

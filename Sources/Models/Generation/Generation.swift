@@ -32,14 +32,14 @@ public final class Generation: Sequence, IteratorProtocol {
   private var input: [[Int32]]
   /// The prompts that the rows of the cache belong to.
   private var running: [Int]
-  private var adapters: [String]?
+  private var adapters: SequenceAdapters?
   private var step = 0
   /// Largest total length of a sequence.
   private let longest: [Int]
 
   fileprivate init(
     _ model: any CausalLanguageModel, _ prompts: [[Int32]], _ settings: GenerationSettings,
-    adapters: [String]?
+    adapters: SequenceAdapters?
   ) throws(PEFTError) {
     precondition(adapters.map { $0.count == prompts.count } ?? true)
     self.model = model
@@ -121,7 +121,7 @@ public final class Generation: Sequence, IteratorProtocol {
     guard rows.count < running.count else { return }
     running = rows.map { running[$0] }
     input = rows.map { input[$0] }
-    adapters = adapters.map { names in rows.map { names[$0] } }
+    adapters = adapters?.keeping(rows)
     cache.keep(rows)
   }
 }
@@ -137,7 +137,7 @@ extension CausalLanguageModel {
   ///   that the model does not know.
   public func generation(
     _ prompts: [[Int32]], _ settings: GenerationSettings = GenerationSettings(),
-    adapters: [String]? = nil
+    adapters: SequenceAdapters? = nil
   ) throws(PEFTError) -> Generation {
     try Generation(self, prompts, settings, adapters: adapters)
   }
@@ -147,7 +147,7 @@ extension CausalLanguageModel {
   /// - Throws: What ``generation(_:_:adapters:)`` throws.
   public func generate(
     _ prompts: [[Int32]], _ settings: GenerationSettings = GenerationSettings(),
-    adapters: [String]? = nil
+    adapters: SequenceAdapters? = nil
   ) throws(PEFTError) -> [[Int32]] {
     var result = prompts.map { _ in [Int32]() }
     for step in try generation(prompts, settings, adapters: adapters) {

@@ -106,7 +106,7 @@ public final class CheckpointSource: ParameterSource {
     return weights[prefix + name] == nil ? nil : prefix + name
   }
 
-  private func open(_ stored: String, shape: [Int]) throws(PEFTError) -> SafetensorsFile {
+  private func open(_ stored: String, shape: [Int]) throws(PEFTError) -> any TensorFile {
     let file = weights.file(of: stored)!
     let entry = try file.entry(stored)
     guard entry.shape == shape else {

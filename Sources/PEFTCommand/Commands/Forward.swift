@@ -15,6 +15,7 @@ struct Forward: ParsableCommand {
   var model: String
   @OptionGroup var adapters: AdapterOptions
   @OptionGroup var active: ActiveOptions
+  @OptionGroup var rows: RowOptions
   @Flag(help: "Merge the active adapters into the weights before the run.")
   var merge = false
   @OptionGroup var task: TaskOptions
@@ -33,6 +34,11 @@ struct Forward: ParsableCommand {
     if merge, gradients != nil {
       throw ValidationError("--gradients: merged adapters have none; remove --merge")
     }
+    if rows.rows != nil, merge || gradients != nil {
+      throw ValidationError(
+        "--rows gives each row its own adapter: remove \(merge ? "--merge" : "--gradients"), which "
+          + "is about the active ones")
+    }
     if gradients == output {
       throw ValidationError("--gradients and --output name the same file")
     }
@@ -47,13 +53,14 @@ struct Forward: ParsableCommand {
     session.warnAboutRandomParameters()
     if gradients != nil { try checkGradients(session, input) }
     if merge { try session.peft.merge() }
+    let rows = try rows.assignment(session.peft, count: input.batch)
     let pass: ForwardPass
     var slopes: [SafetensorsItem] = []
     if gradients != nil {
       pass = try ForwardPass(session.loaded.model, input)
       slopes = try Self.gradients(pass, session.peft)
     } else {
-      pass = try withoutGradients { try ForwardPass(session.loaded.model, input) }
+      pass = try withoutGradients { try ForwardPass(session.loaded.model, input, adapters: rows) }
     }
     var items = [SafetensorsItem(pass.outputName, pass.output)]
     if let loss = pass.loss { items.append(SafetensorsItem("loss", loss)) }

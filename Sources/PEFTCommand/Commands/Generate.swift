@@ -9,14 +9,21 @@ struct Generate: ParsableCommand {
       Takes the likeliest token every time, unless --temperature, --top-k, --top-p or --seed asks \
       for a draw. Ends at the model's end token or after --max-new-tokens. Speed goes to standard \
       error.
+
+      With several prompts, or --rows, the texts are continued in one batch, each with the adapter \
+      of its row, and printed one after the other when they are complete. A single prompt is \
+      continued once for each name.
       """)
 
   @Option(help: ArgumentHelp("The model's folder.", valueName: "dir"))
   var model: String
   @OptionGroup var adapters: AdapterOptions
   @OptionGroup var active: ActiveOptions
-  @Option(help: ArgumentHelp("The text to continue.", valueName: "text"))
-  var prompt: String
+  @OptionGroup var rows: RowOptions
+  @Option(
+    name: .customLong("prompt"),
+    help: ArgumentHelp("The text to continue; may be repeated.", valueName: "text"))
+  var prompts: [String]
   @Option(help: ArgumentHelp("Most tokens to add.", valueName: "n"))
   var maxNewTokens = 256
   @OptionGroup var sampling: SamplingOptions
@@ -47,20 +54,43 @@ struct Generate: ParsableCommand {
     if settings.stopTokens.isEmpty, let end = tokenizer.eosTokenID {
       settings.stopTokens = [end]
     }
-    let ids = tokenizer.encode(prompt).ids
+    // A single prompt is continued once for each name.
+    let names = rows.names
+    let prompts =
+      prompts.count == 1
+      ? Array(repeating: prompts[0], count: max(1, names?.count ?? 1)) : prompts
+    let assignment = try rows.assignment(session.peft, count: prompts.count)
+    let ids = prompts.map { tokenizer.encode($0).ids }
     let generation: Generation
-    do { generation = try network.generation([ids], settings) } catch {
+    do { generation = try network.generation(ids, settings, adapters: assignment) } catch {
       throw error.located(at: "--prompt")
     }
-    var decoder = tokenizer.makeDecoder()
-    for id in ids { _ = decoder.append(id) }
-    if !noEcho { try Terminal.write(prompt) }
-    var clock = GenerationClock(promptTokens: ids.count)
-    for tokens in generation {
-      clock.tick()
-      for token in tokens { try Terminal.write(decoder.append(token.token)) }
+    var decoders = ids.map { ids in
+      var decoder = tokenizer.makeDecoder()
+      for id in ids { _ = decoder.append(id) }
+      return decoder
     }
-    try Terminal.write(decoder.finish() + "\n")
+    // One text is shown as it comes; several would be mixed up.
+    let isAlone = prompts.count == 1
+    var texts = noEcho ? prompts.map { _ in "" } : prompts
+    if isAlone { try Terminal.write(texts[0]) }
+    var clock = GenerationClock(promptTokens: ids.reduce(0) { $0 + $1.count })
+    for tokens in generation {
+      clock.tick(tokens.count)
+      for token in tokens {
+        let text = decoders[token.sequence].append(token.token)
+        if isAlone { try Terminal.write(text) } else { texts[token.sequence] += text }
+      }
+    }
+    for place in decoders.indices {
+      let end = decoders[place].finish() + "\n"
+      if isAlone {
+        try Terminal.write(end)
+      } else {
+        let title = names.map { "\(place + 1) \($0[place])" } ?? "\(place + 1)"
+        try Terminal.write("[\(title)]\n\(texts[place])\(end)")
+      }
+    }
     let seed = settings.sampling.map { "; seed \($0.seed)" } ?? ""
     Terminal.writeError(clock.summary + seed + "\n")
   }
@@ -110,23 +140,27 @@ struct GenerationClock {
   private var first: ContinuousClock.Instant?
   private var last = ContinuousClock.now
   private var count = 0
+  private var firstCount = 1
 
   init(promptTokens: Int) { self.promptTokens = promptTokens }
 
-  /// Counts a token.
-  mutating func tick() {
+  /// Counts the tokens of a step.
+  mutating func tick(_ tokens: Int = 1) {
     last = .now
-    if first == nil { first = last }
-    count += 1
+    if first == nil {
+      first = last
+      firstCount = tokens
+    }
+    count += tokens
   }
 
   /// Tokens and speeds, the prompt and the rest apart.
   var summary: String {
     let prefill = Self.seconds(start, first ?? last)
     var text = "\(promptTokens) prompt tokens in \(fixed(prefill, 3)) s; \(count) new tokens"
-    if count > 1, let first {
-      // The first token comes with the prompt's pass.
-      let rate = Double(count - 1) / max(Self.seconds(first, last), 1e-9)
+    if count > firstCount, let first {
+      // The first tokens come with the prompts' pass.
+      let rate = Double(count - firstCount) / max(Self.seconds(first, last), 1e-9)
       text += ", \(fixed(rate, 1)) tokens/s"
     }
     return text

@@ -33,7 +33,8 @@ struct Merge: ParsableCommand {
 
   func run() throws {
     if let threads { Parallel.threadCount = threads }
-    try checkOutput()
+    try OutputFolder.check(
+      output, overwriting: overwrite, inputs: [model] + adapters.adapters.map(\.folder))
     let named = try ModelSession.named(adapters.adapters)
     let session = try ModelSession(
       model: model, adapters: adapters.adapters, active: named.map(\.name), task: task.task)
@@ -66,24 +67,6 @@ struct Merge: ParsableCommand {
     let entries = try SafetensorsFile(FileSystem.join(folder, "model.safetensors")).entries
     let types = Set(entries.map(\.type.torchName)).sorted().joined(separator: " and ")
     return "\(grouped(entries.reduce(0) { $0 + $1.count })) parameters in \(types)"
-  }
-
-  /// Refuses an output folder that would destroy something.
-  private func checkOutput() throws(PEFTError) {
-    guard FileSystem.exists(output) else { return }
-    for folder in [model] + adapters.adapters.map(\.folder)
-    where FileSystem.resolved(folder) == FileSystem.resolved(output) {
-      throw PEFTError(
-        .invalidConfiguration, "'\(output)' is one of the inputs", at: "--output",
-        remedy: "Choose another folder.")
-    }
-    if overwrite { return }
-    let names = FileSystem.isDirectory(output) ? try FileSystem.list(output) : [output]
-    if !names.isEmpty {
-      throw PEFTError(
-        .fileAccess, "'\(output)' exists and is not empty", at: "--output",
-        remedy: "Choose another folder, or replace it with --overwrite.")
-    }
   }
 
   /// The labels of a classifier, so that the new config.json fits the new head.

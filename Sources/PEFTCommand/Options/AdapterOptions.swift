@@ -52,3 +52,32 @@ struct ActiveOptions: ParsableArguments {
     return names == ["__base__"] ? [] : names.filter { !$0.isEmpty }
   }
 }
+
+/// The adapter of each row of a mixed batch.
+struct RowOptions: ParsableArguments {
+  @Option(
+    help: ArgumentHelp(
+      "The adapter of each row of the batch, separated by commas; __base__ for none.",
+      discussion: "The adapters need not be active.", valueName: "name,name,…"))
+  var rows: String?
+
+  /// The names, or `nil` when the option is absent.
+  var names: [String]? {
+    rows?.split(separator: ",", omittingEmptySubsequences: false).map { name in
+      String(name.drop { $0 == " " }.reversed().drop { $0 == " " }.reversed())
+    }
+  }
+
+  /// The assignment for a batch of so many rows, or `nil` when the option is absent.
+  ///
+  /// - Throws: ``PEFTError`` for names that no adapter has, and another number of names.
+  func assignment(_ peft: PeftModel, count: Int) throws(PEFTError) -> SequenceAdapters? {
+    guard let names else { return nil }
+    guard names.count == count else {
+      throw PEFTError(
+        .invalidAdapter, "\(names.count) names for a batch of \(count) rows", at: "--rows",
+        remedy: "Give one name for each row; __base__ is the base model alone.")
+    }
+    do { return try peft.sequenceAdapters(names) } catch { throw error.located(at: "--rows") }
+  }
+}

@@ -17,7 +17,7 @@ struct AdapterSummary {
     }
     let entries = folder.tensors.entries
     let parameters = entries.reduce(0) { $0 + $1.count }
-    let bytes = entries.reduce(0) { $0 + $1.range.count }
+    let bytes = entries.reduce(0) { $0 + $1.byteCount }
     lines.append(
       "\(grouped(parameters)) parameters in \(entries.count) tensors, \(byteSize(bytes))")
     let groups = TensorGroup.folding(entries)
@@ -93,7 +93,7 @@ struct TensorGroup: Equatable {
   var count: Int
 
   /// Folds tensors of the same name, type and shape over the layers, in order of name.
-  static func folding(_ entries: [SafetensorsEntry]) -> [TensorGroup] {
+  static func folding(_ entries: [TensorEntry]) -> [TensorGroup] {
     struct Key: Hashable {
       var head: String
       var tail: String

@@ -11,17 +11,28 @@ struct ForwardPass {
 
   /// Runs a model in evaluation mode: dropout is off.
   ///
+  /// - Parameters:
+  ///   - model: The model.
+  ///   - input: The batch.
+  ///   - adapters: The adapter of each row; `nil` uses the active ones everywhere.
   /// - Throws: ``PEFTError`` for an input that the model cannot take.
-  init(_ model: any TransformerModel, _ input: ForwardInput) throws(PEFTError) {
+  init(
+    _ model: any TransformerModel, _ input: ForwardInput, adapters: SequenceAdapters? = nil
+  ) throws(PEFTError) {
+    func context(_ batch: TokenBatch) -> ForwardContext {
+      var context = ForwardContext(batch.layout)
+      context.sequenceAdapters = adapters
+      return context
+    }
     switch model {
     case let model as any SequenceClassifier:
-      self = try Self.classification(model, input)
+      self = try Self.classification(model, input, context)
     case let model as any CausalLanguageModel:
-      self = try Self.languageModel(model, input)
+      self = try Self.languageModel(model, input, context)
     default:
       let batch = input.rectangle
       try Self.check(batch, model, input)
-      let hidden = model.lastHiddenState(batch, ForwardContext(batch.layout))
+      let hidden = model.lastHiddenState(batch, context(batch))
       self.init(
         outputName: "last_hidden_state",
         output: hidden.reshaped([input.batch, input.width, hidden.columns]), loss: nil)
@@ -35,12 +46,13 @@ struct ForwardPass {
   }
 
   private static func classification(
-    _ model: any SequenceClassifier, _ input: ForwardInput
+    _ model: any SequenceClassifier, _ input: ForwardInput,
+    _ context: (TokenBatch) -> ForwardContext
   ) throws(PEFTError) -> ForwardPass {
     let padding = try model.configuration.optionalInt("pad_token_id")
     let batch = input.trimmed(paddingToken: model.readsLastToken ? padding.map(Int32.init) : nil)
     try check(batch, model, input)
-    let logits = model.logits(batch, ForwardContext(batch.layout))
+    let logits = model.logits(batch, context(batch))
     var loss: Tensor?
     if let labels = try input.classLabels(logits.columns) {
       // One label is a regression, as in transformers.
@@ -53,11 +65,12 @@ struct ForwardPass {
   }
 
   private static func languageModel(
-    _ model: any CausalLanguageModel, _ input: ForwardInput
+    _ model: any CausalLanguageModel, _ input: ForwardInput,
+    _ context: (TokenBatch) -> ForwardContext
   ) throws(PEFTError) -> ForwardPass {
     let batch = input.rectangle
     try check(batch, model, input)
-    let logits = model.logits(batch, ForwardContext(batch.layout))
+    let logits = model.logits(batch, context(batch))
     var loss: Tensor?
     if let labels = try input.nextTokenLabels(logits.columns) {
       loss = try crossEntropy(logits, labels: labels)

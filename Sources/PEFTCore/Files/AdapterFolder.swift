@@ -7,13 +7,15 @@ public struct AdapterFolder {
   public let path: String
   /// The members of `adapter_config.json`.
   public let config: JSONObject
-  /// The tensors of `adapter_model.safetensors`.
-  public let tensors: SafetensorsFile
+  /// The tensors of `adapter_model.safetensors`, or of `adapter_model.bin`.
+  public let tensors: any TensorFile
 
   /// The names of the two files.
   public static let configName = "adapter_config.json"
   /// The name of the weights file.
   public static let weightsName = "adapter_model.safetensors"
+  /// The name of the weights file that older versions of peft wrote.
+  public static let torchWeightsName = "adapter_model.bin"
 
   /// Opens a folder.
   ///
@@ -34,15 +36,17 @@ public struct AdapterFolder {
       throw PEFTError(.malformedFile, "is not a JSON object", at: configPath)
     }
     config = object
-    let weightsPath = FileSystem.join(path, Self.weightsName)
-    guard FileSystem.exists(weightsPath) else {
+    let weights = FileSystem.join(path, Self.weightsName)
+    let torchWeights = FileSystem.join(path, Self.torchWeightsName)
+    if FileSystem.exists(weights) {
+      tensors = try SafetensorsFile(weights)
+    } else if FileSystem.exists(torchWeights) {
+      tensors = try TorchFile(torchWeights)
+    } else {
       throw PEFTError(
         .fileNotFound, "has no \(Self.weightsName)", at: path,
-        remedy: FileSystem.exists(FileSystem.join(path, "adapter_model.bin"))
-          ? "Save the adapter with safe_serialization=True first."
-          : "An adapter folder holds \(Self.configName) and \(Self.weightsName).")
+        remedy: "An adapter folder holds \(Self.configName) and \(Self.weightsName).")
     }
-    tensors = try SafetensorsFile(weightsPath)
   }
 
   /// The path of the config file.
@@ -57,6 +61,8 @@ public struct LoadReport: Sendable {
   public internal(set) var missing: [String] = []
   /// Keys that the file has and the adapter lacks.
   public internal(set) var unexpected: [String] = []
+  /// Keys whose shapes differ, where that was allowed; their tensors were not loaded.
+  public internal(set) var mismatched: [(key: String, found: [Int], expected: [Int])] = []
 
   /// The report in one line.
   public var summary: String {
@@ -70,4 +76,8 @@ public struct TargetReport: Sendable {
   public internal(set) var matched: [String] = []
   /// Paths of the modules trained in full.
   public internal(set) var saved: [String] = []
+  /// Paths that the config targets, but the state does not that decided about the layers.
+  public internal(set) var additionalInConfig: [String] = []
+  /// Paths that this state has adapters for, but the config does not target.
+  public internal(set) var additionalInState: [String] = []
 }

@@ -26,6 +26,15 @@ extension PeftModel {
   public func add(
     _ name: String, any config: any TunerConfig, seed: UInt64
   ) throws(PEFTError) -> TargetReport {
+    try add(name, any: config, seed: seed, stateKeys: nil, isLoading: false)
+  }
+
+  /// The same, with sites that the keys of a state name rather than the config, and without
+  /// initial values when others are to be loaded.
+  func add(
+    _ name: String, any config: any TunerConfig, seed: UInt64, stateKeys: [String]?,
+    isLoading: Bool
+  ) throws(PEFTError) -> TargetReport {
     try checkNewName(name)
     try config.validate()
     try config.targets.validate()
@@ -39,14 +48,21 @@ extension PeftModel {
       }
     }
     if config.baseModel == nil { config.baseModel = info.nameOrPath }
-    let (sites, saved) = try match(&config, entry.tuner)
+    var (sites, saved) = try match(&config, entry.tuner, allowsNone: stateKeys != nil)
+    var report = TargetReport()
+    if let stateKeys {
+      let named = try self.sites(namedBy: stateKeys)
+      report.additionalInConfig = sites.filter { !named.contains($0) }.map { hosts[$0].path }
+      report.additionalInState = named.filter { !sites.contains($0) }.map { hosts[$0].path }
+      sites = named
+    }
     // Nothing is put on the model before everything could be made.
     var made: [(place: Int, layer: any TunerLayer)] = []
     for place in sites {
       let (path, host) = hosts[place]
-      let owner = enclosing[place].map { hosts[$0.owner].path }
       let site = AdapterSite(
-        host: host, path: path, target: owner ?? path, adapter: name, config: config, seed: seed)
+        host: host, path: path, target: targetPath(place), adapter: name, config: config,
+        seed: seed, isLoading: isLoading)
       made.append((place, try Self.makeLayer(site, entry)))
     }
     for (place, layer) in made {
@@ -59,8 +75,10 @@ extension PeftModel {
     records.append(
       AdapterRecord(name: name, config: config, tuner: entry.tuner, sites: sites, saved: saved))
     if records.count == 1 { selection.active = [name] }
-    updateTrainability()
-    return TargetReport(matched: sites.map { hosts[$0].path }, saved: saved.map { hosts[$0].path })
+    updateTrainability(of: [name])
+    report.matched = sites.map { hosts[$0].path }
+    report.saved = saved.map { hosts[$0].path }
+    return report
   }
 
   /// The modules that an adapter changes, and those that it replaces.
@@ -87,13 +105,11 @@ extension PeftModel {
       stack.remove(name)
       if stack.isEmpty { host.adapters = nil }
     }
+    let wasOnlyActive = selection.active == [name]
     records.removeAll { $0.name == name }
-    if selection.active == [name] {
-      selection.active = records.first.map { [$0.name] } ?? []
-    } else {
-      selection.active.removeAll { $0 == name }
-    }
-    updateTrainability()
+    selection.remove(name)
+    if wasOnlyActive { selection.active = records.first.map { [$0.name] } ?? [] }
+    updateTrainability(of: Set(selection.active))
   }
 
   /// Makes the given adapters the active ones, and their parameters the trainable ones.
@@ -120,8 +136,10 @@ extension PeftModel {
       }
     }
     if !mergedAdapters.isEmpty { unmerge() }
+    // Only what changes is visited: there may be hundreds of other adapters.
+    let concerned = Set(selection.active).union(names).union(selection.adjusted)
     selection.active = names
-    updateTrainability()
+    updateTrainability(of: concerned)
   }
 
   /// Switches all adapters off; the model then computes what the base computes.
@@ -140,7 +158,7 @@ extension PeftModel {
 
   // MARK: Pieces
 
-  private func checkNewName(_ name: String) throws(PEFTError) {
+  func checkNewName(_ name: String) throws(PEFTError) {
     if records.contains(where: { $0.name == name }) {
       throw PEFTError(.invalidAdapter, "Adapter with name '\(name)' already exists.")
     }
@@ -167,7 +185,7 @@ extension PeftModel {
   }
 
   private func match(
-    _ config: inout any TunerConfig, _ tuner: any Tuner.Type
+    _ config: inout any TunerConfig, _ tuner: any Tuner.Type, allowsNone: Bool
   ) throws(PEFTError) -> (sites: [Int], saved: [Int]) {
     var selection = config.targets
     if selection.modules == nil {
@@ -207,7 +225,7 @@ extension PeftModel {
     let saved = hosts.indices.filter { place in
       config.modulesToSave.contains { TargetMatcher.contains(hosts[place].path, $0) }
     }
-    if sites.isEmpty { throw Self.noMatch(selection, excluded: excluded) }
+    if sites.isEmpty, !allowsNone { throw Self.noMatch(selection, excluded: excluded) }
     for (inner, place) in enclosing.sorted(by: { $0.key < $1.key })
     where sites.contains(place.owner) && !sites.contains(inner) {
       sites.append(inner)
@@ -240,7 +258,7 @@ extension PeftModel {
       .noMatchingModule, message, remedy: "Please check the target modules and try again.")
   }
 
-  private static func makeLayer(
+  static func makeLayer(
     _ site: AdapterSite, _ entry: TunerRegistry.Entry
   ) throws(PEFTError) -> any TunerLayer {
     do {
@@ -256,8 +274,9 @@ extension PeftModel {
       remedy: "Currently, only the following modules are supported: \(supported).")
   }
 
-  func updateTrainability() {
-    for record in records {
+  private func updateTrainability(of names: Set<String>) {
+    selection.adjusted.subtract(names)
+    for record in records where names.contains(record.name) {
       let active = selection.active.contains(record.name)
       forEachParameter(of: record) { parameter, isTrained in
         parameter.isTrainable = active && isTrained

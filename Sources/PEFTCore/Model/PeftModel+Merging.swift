@@ -64,6 +64,7 @@ extension PeftModel {
       }
       host.adapters = nil
     }
+    for name in adapterNames { selection.remove(name) }
     records = []
     selection.active = []
     selection.isDisabled = false

@@ -8,6 +8,10 @@ public struct AdapterTensor {
   public let key: String
   /// The value.
   public let parameter: Parameter
+  /// Other keys that are read as well.
+  public var otherKeys: [String] = []
+  /// Whether files hold it.
+  public var isStored = true
 
   /// Names a parameter.
   public init(key: String, parameter: Parameter) {
@@ -27,9 +31,11 @@ extension PeftModel {
       let path = filePath(place, record)
       guard let stack = host.adapters as? AdapterStack else { continue }
       for parameter in stack.layer(adapter)?.parameters ?? [] {
-        result.append(
-          AdapterTensor(
-            key: "base_model.model.\(path).\(parameter.suffix)", parameter: parameter.parameter))
+        let keys = parameter.keys(at: path)
+        var tensor = AdapterTensor(key: keys[0], parameter: parameter.parameter)
+        tensor.otherKeys = Array(keys.dropFirst())
+        tensor.isStored = parameter.isStored
+        result.append(tensor)
       }
       for info in stack.copy(adapter)?.info ?? [] {
         guard let parameter = info.parameter else { continue }

@@ -20,15 +20,21 @@ public final class PeftModel {
   /// The methods that can be used.
   public let registry: TunerRegistry
   /// Which adapters are in use.
-  public let selection = AdapterSelection()
-  var records: [AdapterRecord] = []
+  public let selection: AdapterSelection
+  var records: [AdapterRecord] {
+    get { selection.records }
+    set { selection.records = newValue }
+  }
   /// Every layer that can be adapted, with its path, in model order.
   let hosts: [(path: String, host: any AdapterHost)]
   let modules: [(path: String, module: any Module)]
   /// Hosts that are adapted along with the one around them, and their names in it.
   let enclosing: [Int: (owner: Int, name: String)]
 
-  /// Wraps a model whose layers carry no adapters yet, and freezes its parameters.
+  /// Wraps a model and freezes its parameters.
+  ///
+  /// When its layers carry adapters already, from another wrapper or from ``injectAdapter(_:into:as:)``,
+  /// this one manages the same adapters, and nothing is frozen.
   public init(_ base: any Module, info: BaseModelInfo, registry: TunerRegistry) {
     self.base = base
     self.info = info
@@ -45,7 +51,15 @@ public final class PeftModel {
       }
     }
     self.enclosing = enclosing
+    let present = hosts.lazy.compactMap { ($0.host.adapters as? AdapterStack)?.selection }.first
+    selection = present ?? AdapterSelection()
+    guard present == nil else { return }
     for (_, info) in base.namedParameters() { info.parameter?.isTrainable = false }
+  }
+
+  /// The path that patterns are matched against at a host: its own, or that of the one around it.
+  func targetPath(_ place: Int) -> String {
+    hosts[enclosing[place]?.owner ?? place].path
   }
 
   /// The names of the adapters in the order in which they were added.
@@ -53,7 +67,10 @@ public final class PeftModel {
   /// The names of the active adapters.
   public var activeAdapters: [String] { selection.active }
   /// The names of the merged adapters.
-  public internal(set) var mergedAdapters: [String] = []
+  public internal(set) var mergedAdapters: [String] {
+    get { selection.merged }
+    set { selection.merged = newValue }
+  }
 
   /// The settings of an adapter.
   public func config(_ adapter: String) throws(PEFTError) -> any TunerConfig {
@@ -112,7 +129,7 @@ public struct BaseModelInfo: Sendable {
 
 /// One adapter of a model.
 struct AdapterRecord {
-  let name: String
+  var name: String
   var config: any TunerConfig
   let tuner: any Tuner.Type
   /// Indices into the model's hosts where it has layers.

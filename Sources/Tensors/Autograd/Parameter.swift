@@ -16,7 +16,8 @@ public final class Parameter {
   public var isTrainable: Bool
   /// Counts the changes of ``value``; what was derived from an older version is out of date.
   public private(set) var version = 0
-  private let leaf = GraphNode()
+  // Made when a graph first needs it: adapters that only run have thousands of parameters.
+  private lazy var leaf = GraphNode()
 
   /// Creates a parameter.
   public init(_ value: Tensor, isTrainable: Bool = true) {

@@ -1,36 +1,50 @@
 import PEFTSupport
 
-/// The weights of a Hugging Face model folder: one safetensors file or a sharded set.
+/// The weights of a Hugging Face model folder: one file or a sharded set, safetensors or, in older
+/// repositories, torch's pickles.
 public struct ModelWeights: Sendable {
   /// The folder.
   public let folder: String
-  private let files: [SafetensorsFile]
+  private let files: [any TensorFile]
   private let index: [String: Int]
 
-  /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+  /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists; without
+  /// them `pytorch_model.bin`, or its shards.
   ///
-  /// - Throws: ``PEFTError`` when neither is there, a shard is missing or malformed, or the index
+  /// - Throws: ``PEFTError`` when none is there, a shard is missing or malformed, or the index
   ///   and the shards disagree.
   public init(folder: String) throws(PEFTError) {
     self.folder = folder
-    let single = FileSystem.join(folder, "model.safetensors")
-    let indexPath = FileSystem.join(folder, "model.safetensors.index.json")
-    if FileSystem.exists(single) {
-      let file = try SafetensorsFile(single)
-      files = [file]
-      index = Dictionary(uniqueKeysWithValues: file.names.map { ($0, 0) })
-      return
+    for name in ["model.safetensors", "pytorch_model.bin"] {
+      let single = FileSystem.join(folder, name)
+      if FileSystem.exists(single) {
+        let file = try Self.open(single)
+        files = [file]
+        index = Dictionary(uniqueKeysWithValues: file.names.map { ($0, 0) })
+        return
+      }
+      let indexPath = FileSystem.join(folder, "\(name).index.json")
+      if FileSystem.exists(indexPath) {
+        (files, index) = try Self.openShards(indexPath, in: folder)
+        return
+      }
     }
-    guard FileSystem.exists(indexPath) else {
-      throw PEFTError(
-        .fileNotFound, "has neither model.safetensors nor model.safetensors.index.json", at: folder,
-        remedy: FileSystem.exists(FileSystem.join(folder, "pytorch_model.bin"))
-          ? "Convert pytorch_model.bin to safetensors first." : "Check the path of the model.")
-    }
+    throw PEFTError(
+      .fileNotFound, "has neither model.safetensors nor model.safetensors.index.json", at: folder,
+      remedy: "Check the path of the model.")
+  }
+
+  private static func open(_ path: String) throws(PEFTError) -> any TensorFile {
+    path.hasSuffix(".bin") ? try TorchFile(path) : try SafetensorsFile(path)
+  }
+
+  private static func openShards(
+    _ indexPath: String, in folder: String
+  ) throws(PEFTError) -> ([any TensorFile], [String: Int]) {
     guard let map = try FileSystem.readJSON(indexPath)["weight_map"]?.object else {
       throw PEFTError(.malformedFile, "has no object 'weight_map'", at: indexPath)
     }
-    var files: [SafetensorsFile] = []
+    var files: [any TensorFile] = []
     var places: [String: Int] = [:]
     var index: [String: Int] = [:]
     for (name, value) in map.members {
@@ -39,7 +53,7 @@ public struct ModelWeights: Sendable {
       }
       if places[shard] == nil {
         places[shard] = files.count
-        files.append(try SafetensorsFile(FileSystem.join(folder, shard)))
+        files.append(try open(FileSystem.join(folder, shard)))
       }
       index[name] = places[shard]!
       if files[places[shard]!][name] == nil {
@@ -47,16 +61,15 @@ public struct ModelWeights: Sendable {
           .missingTensor, "the tensor '\(name)' is missing", at: FileSystem.join(folder, shard))
       }
     }
-    self.files = files
-    self.index = index
+    return (files, index)
   }
 
   /// The names of all tensors, sorted.
   public var names: [String] { index.keys.sorted() }
 
   /// The file that holds a tensor, or `nil`.
-  public func file(of name: String) -> SafetensorsFile? { index[name].map { files[$0] } }
+  public func file(of name: String) -> (any TensorFile)? { index[name].map { files[$0] } }
 
   /// The entry of a tensor, or `nil`.
-  public subscript(name: String) -> SafetensorsEntry? { file(of: name)?[name] }
+  public subscript(name: String) -> TensorEntry? { file(of: name)?[name] }
 }

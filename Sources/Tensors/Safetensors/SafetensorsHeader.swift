@@ -1,18 +1,15 @@
 import PEFTSupport
 
 /// Where a tensor lies in a safetensors file.
-public struct SafetensorsEntry: Sendable, Equatable {
+struct SafetensorsEntry: Sendable, Equatable {
   /// The name.
-  public let name: String
+  let name: String
   /// The element type.
-  public let type: ElementType
+  let type: ElementType
   /// The extent of each dimension.
-  public let shape: [Int]
+  let shape: [Int]
   /// Bytes from the start of the data section.
-  public let range: Range<Int>
-
-  /// Number of elements.
-  public var count: Int { shape.reduce(1, *) }
+  let range: Range<Int>
 }
 
 /// The header of a safetensors file, checked completely before any tensor is touched.

@@ -99,11 +99,14 @@ public struct PreparedRun {
   ///
   /// - Throws: ``PEFTError`` for settings that contradict the data.
   public func makeTrainer() throws(PEFTError) -> Trainer {
-    try Trainer(
+    // Before the card: an optimiser may freeze parameters, and the card counts them.
+    let optimizer = try configuration.arguments.makeOptimizer(for: model)
+    return try Trainer(
       model, objective: objective, arguments: configuration.arguments, train: train,
       validation: validation, test: test, metric: task.defaultMetric,
       artifacts: RunArtifacts(
-        settings: configuration.object, card: card, labels: labels))
+        settings: configuration.object, card: card, labels: labels),
+      optimizer: optimizer)
   }
 
   /// The text of the adapter's model card.

@@ -17,7 +17,7 @@ public struct RunConfiguration: Sendable {
   public var modelConfig = JSONObject()
   /// The data.
   public var data = DataConfiguration()
-  /// `method`: the `peft_type` in lower case.
+  /// `method`, the tuner's ``Tuner/methodName``.
   public var method = "lora"
   /// The settings of the method, under its own name.
   public var methodSettings = JSONObject()
@@ -42,7 +42,7 @@ public struct RunConfiguration: Sendable {
   ///   known one, a missing one, or one of the wrong type or range.
   public init(_ object: JSONObject, registry: TunerRegistry) throws(PEFTError) {
     var reader = SettingsReader(object)
-    let methods = registry.peftTypes.map { $0.lowercased() }
+    let methods = registry.methodNames
     let own = [
       "model", "model_name_or_path", "task_type", "precision", "random_weights", "model_config",
       "method", "init_adapter",
@@ -109,10 +109,18 @@ public struct RunConfiguration: Sendable {
     registry: TunerRegistry, task: TaskType
   ) throws(PEFTError) -> any TunerConfig {
     var object = methodSettings
-    guard let type = registry.peftTypes.first(where: { $0.lowercased() == method }) else {
+    guard let identity = registry.identifyingMembers(ofMethod: method) else {
       throw PEFTError(.invalidConfiguration, "the method '\(method)' is not registered")
     }
-    object["peft_type"] = .string(type)
+    for (key, value) in identity.members {
+      if let given = object[key], given != value {
+        throw PEFTError(
+          .invalidConfiguration,
+          "'\(method).\(key)' is \(given.text()), but the method \(method) is the one with "
+            + "\(value.text())", remedy: "Remove the key or change 'method'.")
+      }
+      object[key] = value
+    }
     if let own = object["task_type"]?.string, own != task.name {
       throw PEFTError(
         .invalidConfiguration,
@@ -139,7 +147,6 @@ public struct RunConfiguration: Sendable {
     "fp16": "Set 'precision: bfloat16'; half precision is not supported.",
     "torch_dtype": "Set 'precision' to float32 or bfloat16.",
     "dtype": "Set 'precision' to float32 or bfloat16.",
-    "optim": "Remove it: the optimiser is AdamW.",
     "report_to": "Remove it: metrics go to metrics.jsonl in 'output_dir'.",
     "do_train": "Remove it: 'peft train' trains.",
     "do_eval": "Set 'eval_strategy' and 'validation_file' instead.",

@@ -59,8 +59,14 @@ public struct TrainingArguments: Sendable, Equatable {
   public var beta1 = 0.9
   /// `adam_beta2`.
   public var beta2 = 0.999
-  /// `adam_epsilon`.
-  public var epsilon = 1e-8
+  /// `adam_epsilon`; the optimiser's own unless given: 1e-8, for LoRA-FA 1e-6.
+  public var epsilon: Double?
+  /// `optim`.
+  public var optimizer = OptimizerKind.adamW
+  /// `loraplus_lr_ratio`, `loraplus_weight_decay` and `loraplus_lr_embedding`.
+  public var loraPlus: LoRAPlus?
+  /// `parameter_groups`: settings for some of the tensors.
+  public var parameterGroups: [ParameterGroupRule] = []
   /// `max_grad_norm`; 0 does not clip.
   public var maxGradientNorm = 1.0
   /// `seed` of initial values, data order and dropout.
@@ -100,7 +106,8 @@ public struct TrainingArguments: Sendable, Equatable {
     "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "shuffle", "eval_strategy",
     "eval_steps", "save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end",
     "metric_for_best_model", "resume_from_checkpoint", "logging_steps", "gradient_checkpointing",
-    "num_threads",
+    "num_threads", "optim", "loraplus_lr_ratio", "loraplus_weight_decay",
+    "loraplus_lr_embedding", "parameter_groups",
   ]
 
   init(_ reader: inout SettingsReader) throws(PEFTError) {
@@ -109,6 +116,7 @@ public struct TrainingArguments: Sendable, Equatable {
     }
     self.init(outputFolder: folder)
     try readLength(&reader)
+    try readSchedule(&reader)
     try readOptimization(&reader)
     try readSaving(&reader)
     try validate()
@@ -136,7 +144,7 @@ public struct TrainingArguments: Sendable, Equatable {
     loggingSteps = try reader.int("logging_steps", atLeast: 1) ?? loggingSteps
   }
 
-  private mutating func readOptimization(_ reader: inout SettingsReader) throws(PEFTError) {
+  private mutating func readSchedule(_ reader: inout SettingsReader) throws(PEFTError) {
     learningRate = try reader.number("learning_rate", "0 or more") { $0 >= 0 } ?? learningRate
     if let name = reader.value("lr_scheduler_type")?.string, name == "constant_with_warmup" {
       schedule = .constant
@@ -156,12 +164,6 @@ public struct TrainingArguments: Sendable, Equatable {
     } else if let ratio {
       warmup = .ratio(ratio)
     }
-    weightDecay = try reader.number("weight_decay", "0 or more") { $0 >= 0 } ?? weightDecay
-    beta1 = try reader.number("adam_beta1", "from 0 to below 1") { (0..<1).contains($0) } ?? beta1
-    beta2 = try reader.number("adam_beta2", "from 0 to below 1") { (0..<1).contains($0) } ?? beta2
-    epsilon = try reader.number("adam_epsilon", "0 or more") { $0 >= 0 } ?? epsilon
-    maxGradientNorm =
-      try reader.number("max_grad_norm", "0 (off) or more") { $0 >= 0 } ?? maxGradientNorm
   }
 
   private mutating func readSaving(_ reader: inout SettingsReader) throws(PEFTError) {
@@ -244,7 +246,12 @@ extension TrainingArguments {
       ("weight_decay", .double(weightDecay)),
       ("adam_beta1", .double(beta1)),
       ("adam_beta2", .double(beta2)),
-      ("adam_epsilon", .double(epsilon)),
+      ("adam_epsilon", .double(optimizerSettings.epsilon)),
+      ("optim", .string(optimizer.rawValue)),
+      ("loraplus_lr_ratio", loraPlus.map { .double($0.ratio) } ?? .null),
+      ("loraplus_weight_decay", loraPlus.map { .double($0.weightDecay) } ?? .null),
+      ("loraplus_lr_embedding", loraPlus.map { .double($0.embeddingRate) } ?? .null),
+      ("parameter_groups", .array(parameterGroups.map(\.json))),
       ("max_grad_norm", .double(maxGradientNorm)),
       ("seed", .int(seed)),
       ("shuffle", .bool(shuffles)),

@@ -83,7 +83,8 @@ struct RunRecord {
     "precision", "random_weights", "model_config", "seed", "shuffle",
     "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
     "lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
-    "max_grad_norm", "gradient_checkpointing",
+    "max_grad_norm", "gradient_checkpointing", "optim", "loraplus_lr_ratio",
+    "loraplus_weight_decay", "loraplus_lr_embedding", "parameter_groups",
   ]
 
   /// Refuses to go on from a checkpoint with other settings, since the result would be that of

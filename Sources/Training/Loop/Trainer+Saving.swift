@@ -76,7 +76,7 @@ extension Trainer {
   private func checkAdapter(_ folder: AdapterFolder) throws(PEFTError) {
     let now = try model.config(adapter).object
     // Through a reading, so that both sides are in the same form.
-    let then = try model.registry.config(folder.config).object
+    let then = try model.registry.config(of: folder).object
     for (key, value) in now.members
     where !["base_model_name_or_path", "inference_mode"].contains(key) && value != then[key] {
       throw PEFTError(

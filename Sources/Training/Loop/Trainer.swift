@@ -22,7 +22,7 @@ public final class Trainer {
   let test: Dataset?
   let artifacts: RunArtifacts
   let metric: String
-  let optimizer: AdamW
+  let optimizer: any Optimizer
   let schedule: LearningRateSchedule
   let checkpoints: CheckpointFolder
   var state = TrainerState()
@@ -41,17 +41,17 @@ public final class Trainer {
   ///   - metric: "loss", "accuracy" or "perplexity": what makes a checkpoint the best, unless the
   ///     settings name another.
   ///   - artifacts: What is saved beside the adapter.
+  ///   - optimizer: What changes the weights; the one that the settings name unless given.
   /// - Throws: ``PEFTError``: no data, nothing to train, settings that contradict the data.
   public init(
     _ model: PeftModel, objective: any Objective, arguments: TrainingArguments, train: Dataset,
     validation: Dataset? = nil, test: Dataset? = nil, metric: String = "loss",
-    artifacts: RunArtifacts = RunArtifacts()
+    artifacts: RunArtifacts = RunArtifacts(), optimizer: (any Optimizer)? = nil
   ) throws(PEFTError) {
     guard train.count > 0 else {
       throw PEFTError(.invalidData, "the training data is empty", remedy: "Check 'train_file'.")
     }
-    let tensors = model.trainableTensors
-    guard !tensors.isEmpty else {
+    guard !model.trainableTensors.isEmpty else {
       throw PEFTError(.invalidState, "no parameter is trainable", remedy: "Activate an adapter.")
     }
     if let threads = arguments.threads { Parallel.threadCount = threads }
@@ -64,11 +64,11 @@ public final class Trainer {
     self.artifacts = artifacts
     self.metric = arguments.bestMetric ?? metric
     plan = TrainingPlan(arguments, exampleCount: train.count)
-    optimizer = AdamW(
-      tensors,
-      settings: AdamW.Settings(
-        beta1: arguments.beta1, beta2: arguments.beta2, epsilon: arguments.epsilon,
-        weightDecay: arguments.weightDecay))
+    if let optimizer {
+      self.optimizer = optimizer
+    } else {
+      self.optimizer = try arguments.makeOptimizer(for: model)
+    }
     schedule = LearningRateSchedule(
       arguments.schedule, baseRate: arguments.learningRate, warmupSteps: plan.warmupSteps,
       totalSteps: plan.totalSteps)
@@ -162,15 +162,15 @@ public final class Trainer {
     }
     let norm = optimizer.norm(of: gradients)
     guard loss.isFinite, norm.isFinite else { throw diverged(number + 1, loss, norm) }
-    let rate = schedule.rate(at: number)
     optimizer.update(
-      gradients, learningRate: rate,
-      gradientScale: AdamW.clippingFactor(norm: norm, limit: arguments.maxGradientNorm))
+      gradients, rateFactor: schedule.factor(at: number),
+      gradientScale: gradientClippingFactor(norm: norm, limit: arguments.maxGradientNorm))
     state.step += 1
     state.lossSum += loss
     state.tokens += tokens
     return StepReport(
-      step: state.step, epoch: plan.epochs(after: state.step), loss: loss, learningRate: rate,
+      step: state.step, epoch: plan.epochs(after: state.step), loss: loss,
+      learningRate: schedule.rate(at: number),
       gradientNorm: norm, tokens: tokens, seconds: Clock.seconds - begin)
   }
 

@@ -49,7 +49,8 @@ public struct LearningRateSchedule: Sendable, Equatable {
     baseRate * factor(at: step)
   }
 
-  private func factor(at step: Int) -> Double {
+  /// What the rate of a step is relative to ``baseRate``.
+  public func factor(at step: Int) -> Double {
     if step < warmupSteps { return Double(step) / Double(max(1, warmupSteps)) }
     let decaying = Double(max(1, totalSteps - warmupSteps))
     switch kind {

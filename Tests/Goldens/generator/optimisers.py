@@ -2,10 +2,15 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 import transformers
+from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer, lorafa
+from safetensors.torch import load_file
+
+from . import fields, models
 
 STEPS = 12
 
@@ -97,9 +102,107 @@ def warmup_rows() -> list[dict]:
     return rows
 
 
+# -- LoRA+ and LoRA-FA
+
+
+def lora_sources() -> dict:
+    """Adapters with a loss: a function that loads one, its batches, its name."""
+    sources = {}
+    for case in models.cases():
+        if case.name in ("bert", "llama", "llama-bias", "qwen2"):
+            for letter in ("a", "b"):
+                sources[f"{case.name}/adapter_{letter}"] = (
+                    lambda case=case, letter=letter: case.with_adapter(letter),
+                    case.name,
+                    f"adapter_{letter}",
+                )
+    for case in fields.cases():
+        if case.name in ("target-embedding-unsaved", "save-pooler-bert", "save-one-norm"):
+            sources[f"fields/{case.name}/adapter"] = (case.load, case.model, "default")
+    return sources
+
+
+def key_of(name: str, adapter: str) -> str:
+    """The key under which peft saves a parameter."""
+    return name.replace(f"modules_to_save.{adapter}.", "").replace(f".{adapter}", "")
+
+
+def ten_steps(model, folder: str, optimiser) -> dict:
+    """Losses before each step over the model's batches, and gradient norms."""
+    every = load_file(f"{folder}/batches.safetensors")
+    losses, norms = [], []
+    for step in range(models.STEPS):
+        start = f"{step}."
+        batch = {k.removeprefix(start): v for k, v in every.items() if k.startswith(start)}
+        loss = model(**batch).loss
+        loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        losses.append(loss.item())
+        optimiser.step()
+        model.zero_grad()
+    return {"losses": losses, "grad_norms": norms}
+
+
+def loraplus_rows() -> list[dict]:
+    """Groups and ten losses of `create_loraplus_optimizer` over torch's AdamW."""
+    settings = [
+        dict(lr=2e-3, loraplus_lr_ratio=4.0),
+        dict(lr=1e-3, loraplus_lr_ratio=16.0, loraplus_weight_decay=0.1, loraplus_lr_embedding=3e-3),
+    ]
+    rows = []
+    for source, (load, folder, adapter) in lora_sources().items():
+        if source.endswith("adapter_b"):
+            continue
+        for setting in settings:
+            model = load()
+            optimiser = create_loraplus_optimizer(model, torch.optim.AdamW, **setting)
+            names = {id(p): key_of(n, adapter) for n, p in model.named_parameters()}
+            groups = [
+                {
+                    "lr": group["lr"],
+                    "weight_decay": group["weight_decay"],
+                    "keys": [names[id(p)] for p in group["params"]],
+                }
+                for group in optimiser.param_groups
+            ]
+            rows.append(
+                {"adapter": source, "model": folder, "settings": setting, "groups": groups}
+                | ten_steps(model, folder, optimiser)
+            )
+    return rows
+
+
+def lorafa_rows() -> list[dict]:
+    """Ten losses of `create_lorafa_optimizer`: in float32, and as peft rounds to bf16 where the
+    machine can."""
+    settings = [dict(lr=5e-3), dict(lr=1e-2, weight_decay=0.1)]
+    rows = []
+    for source, (load, folder, adapter) in lora_sources().items():
+        if source.startswith("fields/"):
+            continue
+        for setting in settings:
+            row = {"adapter": source, "model": folder, "settings": setting}
+            for exact in (True, False):
+                model = load()
+                config = model.peft_config[adapter]
+                optimiser = create_lorafa_optimizer(model, config.r, config.lora_alpha, **setting)
+                with mock.patch.object(lorafa, "is_bf16_available", lambda: not exact):
+                    found = ten_steps(model, folder, optimiser)
+                if exact:
+                    trainable, total = model.get_nb_trainable_parameters()
+                    row |= found | {"trainable_parameters": trainable}
+                else:
+                    row["bf16_losses"] = found["losses"]
+            rows.append(row)
+    return rows
+
+
 def make() -> None:
     folder = Path("optimisers")
     folder.mkdir(exist_ok=True)
     (folder / "adamw.json").write_text(json.dumps(adamw_runs()) + "\n")
     record = {"schedules": schedule_rows(), "warmup": warmup_rows()}
     (folder / "schedules.json").write_text(json.dumps(record) + "\n")
+    record = {"loraplus": loraplus_rows(), "lorafa": lorafa_rows()}
+    (folder / "lora.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -89,7 +89,7 @@ enum Main {
   }
 
   private static func train(_ model: any CausalLanguageModel, _ peft: PeftModel) throws {
-    let optimizer = AdamW(peft.trainableTensors)
+    let optimizer = AdamW(peft.trainableTensors, settings: OptimizerSettings(learningRate: 0.05))
     var first: Float = 0
     var last: Float = 0
     for step in 0..<60 {
@@ -97,7 +97,7 @@ enum Main {
       last = loss.item
       if step == 0 { first = last }
       if step % 10 == 0 { print("step \(step): loss \(last)") }
-      optimizer.update(loss.backward(), learningRate: 0.05)
+      optimizer.update(loss.backward())
     }
     print("step 60: loss \(last)")
     try check(last < first - 0.5, "training lowers the loss")

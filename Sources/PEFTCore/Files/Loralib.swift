@@ -1,0 +1,70 @@
+import NN
+import PEFTSupport
+import Tensors
+
+extension PeftModel {
+  /// Adds an adapter from a file of loralib's `lora_state_dict`, pickled or as safetensors.
+  ///
+  /// Such a file has no settings: its keys say which layers are adapted, `layer.lora_A`, and which
+  /// modules were trained in full; rank, alpha and dropout are the caller's to know. Every tensor
+  /// must find its place. ``state(of:form:)`` with the form `loralib` gives the same keys back.
+  ///
+  /// - Parameters:
+  ///   - path: The file.
+  ///   - name: The adapter's name.
+  ///   - config: The settings; without targets, those that the keys name are recorded.
+  /// - Returns: What was loaded.
+  /// - Throws: ``PEFTError``: a malformed file, keys that no module has, other shapes. The model is
+  ///   then as it was before.
+  @discardableResult
+  public func loadLoralib(
+    _ path: String, as name: String = "default", config: any TunerConfig
+  ) throws(PEFTError) -> LoadReport {
+    let file: any TensorFile =
+      path.hasSuffix(".safetensors") ? try SafetensorsFile(path) : try TorchFile(path)
+    let factors = file.names.filter { $0.hasSuffix(".lora_A") || $0.hasSuffix(".lora_B") }
+    if factors.isEmpty {
+      throw PEFTError(
+        .missingTensor, "has no tensor whose name ends in lora_A or lora_B", at: path,
+        remedy: "This is not a file of loralib.")
+    }
+    var config = config
+    // Modules that are wholly in the file, unless the config or the task saves them already.
+    let task = try config.taskType.map { (name) throws(PEFTError) in try registry.taskType(name) }
+    let saved = config.modulesToSave + (task?.savedModules ?? [])
+    for key in file.names where !factors.contains(key) {
+      guard let dot = key.lastIndex(of: ".") else { continue }
+      let module = String(key[..<dot])
+      if !(saved + config.modulesToSave).contains(where: { TargetMatcher.contains(module, $0) }) {
+        config.modulesToSave.append(module)
+      }
+    }
+    do {
+      if config.targets.modules == nil {
+        let paths = try sites(namedBy: factors).map { hosts[$0].path }
+        config.targets.modules = .list(shortened(paths))
+      }
+      _ = try add(name, any: config, seed: 0, stateKeys: factors, isLoading: true)
+    } catch {
+      throw error.located(at: path)
+    }
+    do throws(PEFTError) {
+      return try loadTensors(
+        file, into: name, strict: true, form: .loralib, ignoringMismatchedSizes: false)
+    } catch {
+      try delete(name)
+      throw error
+    }
+  }
+
+  /// The last components of paths, if no other layer has one of them; else the paths.
+  private func shortened(_ paths: [String]) -> [String] {
+    func last(_ path: String) -> String {
+      path.lastIndex(of: ".").map { String(path[path.index(after: $0)...]) } ?? path
+    }
+    let names = Set(paths.map(last))
+    let all = Set(paths)
+    let reachesOthers = hosts.contains { names.contains(last($0.path)) && !all.contains($0.path) }
+    return (reachesOthers ? all : names).sorted()
+  }
+}

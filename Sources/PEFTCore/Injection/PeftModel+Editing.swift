@@ -1,0 +1,184 @@
+import NN
+import PEFTSupport
+import Tensors
+
+extension PeftModel {
+  /// Gives an adapter another name; everything else about it stays.
+  ///
+  /// - Throws: ``PEFTError`` `invalidAdapter` when there is no such adapter, or the new name is
+  ///   taken or not usable.
+  public func rename(_ name: String, to newName: String) throws(PEFTError) {
+    _ = try record(name)
+    if name == newName { return }
+    try checkNewName(newName)
+    selection.rename(name, to: newName)
+    for place in records.indices where records[place].name == name {
+      records[place].name = newName
+    }
+  }
+
+  /// Decides whether training changes adapters, whether they are active or not.
+  ///
+  /// What ``setActive(_:)`` decides about them later takes precedence.
+  ///
+  /// - Throws: ``PEFTError`` `invalidAdapter` for an unknown name; nothing is changed then.
+  public func setTrainable(_ names: [String], _ isTrainable: Bool) throws(PEFTError) {
+    var wanted: [AdapterRecord] = []
+    for name in names { wanted.append(try record(name)) }
+    selection.adjusted.formUnion(names)
+    for record in wanted {
+      forEachParameter(of: record) { parameter, isTrained in
+        parameter.isTrainable = isTrainable && isTrained
+      }
+    }
+  }
+
+  /// Exchanges an adapter's weights for those of a folder, while it keeps its name and its place.
+  ///
+  /// Ranks and alphas may differ, also from layer to layer: each layer takes those of the new
+  /// adapter, so nothing is padded. Layers that the new adapter lacks change nothing any more, and
+  /// a later exchange may fill them again. When it throws, the model is as it was before.
+  ///
+  /// - Parameters:
+  ///   - name: The adapter.
+  ///   - path: The folder of the new one.
+  /// - Returns: What was loaded; the missing keys are those of layers that became empty.
+  /// - Throws: ``PEFTError``: a merged adapter, another method, a setting that the exchange cannot
+  ///   carry over (`use_rslora`, `lora_dropout`, `alpha_pattern`, `use_dora`, as in peft), or
+  ///   tensors for layers that the adapter does not have.
+  @discardableResult
+  public func hotSwap(_ name: String, from path: String) throws(PEFTError) -> LoadReport {
+    try hotSwap(name, from: AdapterFolder(path))
+  }
+
+  /// Exchanges an adapter's weights for those of an opened folder; see ``hotSwap(_:from:)-(_,String)``.
+  @discardableResult
+  public func hotSwap(_ name: String, from folder: AdapterFolder) throws(PEFTError) -> LoadReport {
+    guard let index = records.firstIndex(where: { $0.name == name }) else {
+      throw PEFTError(
+        .invalidAdapter, "Adapter \(name) not found.",
+        remedy: "There are: \(adapterNames.joined(separator: ", ")).")
+    }
+    let record = records[index]
+    if mergedAdapters.contains(name) {
+      throw PEFTError(
+        .invalidState,
+        "Cannot hot-swap adapter '\(name)' because it is currently merged into the base weights.",
+        remedy: "Please unmerge the adapter first.")
+    }
+    try Self.checkCompatible(record.config.object, folder.config, at: folder.configPath)
+    var config: any TunerConfig
+    do { config = try registry.config(folder.config) } catch {
+      throw error.located(at: folder.configPath)
+    }
+    config.modulesToSave = record.config.modulesToSave
+    let entry = try registry.entry(for: config.object)
+    guard entry.tuner == record.tuner else {
+      throw PEFTError(
+        .invalidConfiguration,
+        "Incompatible methods: \(record.tuner) and \(entry.tuner)", at: folder.configPath)
+    }
+    // All is made before anything is changed.
+    let keys = Set(folder.tensors.names)
+    var made: [(stack: AdapterStack, layer: any TunerLayer)] = []
+    var report = LoadReport()
+    var values: [(Parameter, Tensor)] = []
+    func take(_ key: String, _ parameter: Parameter) throws(PEFTError) -> Bool {
+      guard keys.contains(key) else {
+        report.missing.append(key)
+        return false
+      }
+      report.matched.append(key)
+      values.append((parameter, try Self.value(key, parameter, folder.tensors)))
+      return true
+    }
+    for place in record.sites {
+      let (path, host) = hosts[place]
+      guard let stack = host.adapters as? AdapterStack, let old = stack.layer(name) else {
+        continue
+      }
+      let site = AdapterSite(
+        host: host, path: path, target: targetPath(place), adapter: name, config: config, seed: 0,
+        isLoading: true)
+      let layer = try Self.makeLayer(site, entry)
+      let wasTrainable = old.parameters.contains { $0.parameter.isTrainable }
+      for parameter in layer.parameters {
+        parameter.parameter.isTrainable = wasTrainable && parameter.isTrained
+        _ = try take("base_model.model.\(path).\(parameter.suffix)", parameter.parameter)
+      }
+      made.append((stack, layer))
+    }
+    for place in record.saved {
+      let (path, host) = hosts[place]
+      for info in (host.adapters as? AdapterStack)?.copy(name)?.info ?? [] {
+        guard let parameter = info.parameter else { continue }
+        _ = try take("base_model.model.\(path).\(info.name)", parameter)
+      }
+    }
+    let known = Set(report.matched)
+    report.unexpected = folder.tensors.names.filter { !known.contains($0) }
+    if !report.unexpected.isEmpty {
+      let names = report.unexpected.map { Self.memoryKey($0, adapter: name) }
+      throw PEFTError(
+        .unexpectedTensor,
+        "Hot swapping the adapter did not succeed, unexpected keys found: "
+          + "\(names.joined(separator: ", ")).", at: folder.tensors.path)
+    }
+    for (parameter, value) in values { parameter.assign(value) }
+    for (stack, layer) in made { stack.add(layer, adapter: name) }
+    records[index].config = config
+    return report
+  }
+
+  /// peft's key in memory, with the adapter's name before the last part.
+  private static func memoryKey(_ key: String, adapter: String) -> String {
+    let isParameter = key.hasSuffix(".weight") || key.hasSuffix(".bias")
+    guard isParameter, let dot = key.lastIndex(of: ".") else { return "\(key).\(adapter)" }
+    return "\(key[..<dot]).\(adapter)\(key[dot...])"
+  }
+
+  /// The settings that an exchange has to find equal, with their defaults.
+  private static let comparedSettings: [(key: String, standard: JSONValue)] = [
+    ("use_rslora", false), ("lora_dropout", 0.0), ("alpha_pattern", [:]), ("use_dora", false),
+  ]
+
+  private static func checkCompatible(
+    _ old: JSONObject, _ new: JSONObject, at path: String
+  ) throws(PEFTError) {
+    let types = (old["peft_type"]?.string ?? "", new["peft_type"]?.string ?? "")
+    if types.0 != types.1 {
+      throw PEFTError(
+        .invalidConfiguration, "Incompatible PEFT types found: \(types.0) and \(types.1)", at: path)
+    }
+    for (key, standard) in comparedSettings {
+      let values = [old, new].map { object -> JSONValue in
+        object[key].flatMap { $0.isNull ? nil : $0 } ?? standard
+      }
+      // 0 and 0.0 are the same setting.
+      let areEqual =
+        values[0] == values[1]
+        || values[0].double != nil && values[0].double == values[1].double
+      if !areEqual {
+        let texts = values.map(pythonText)
+        throw PEFTError(
+          .invalidConfiguration,
+          "Configs are incompatible: for \(key), \(texts[0]) != \(texts[1])", at: path)
+      }
+    }
+  }
+
+  /// A value as Python prints it.
+  private static func pythonText(_ value: JSONValue) -> String {
+    switch value {
+    case .null: return "None"
+    case .bool(let value): return value ? "True" : "False"
+    case .string(let text): return "'\(text)'"
+    case .array(let elements):
+      return "[\(elements.map(pythonText).joined(separator: ", "))]"
+    case .object(let object):
+      let members = object.members.map { "'\($0.key)': \(pythonText($0.value))" }
+      return "{\(members.joined(separator: ", "))}"
+    default: return value.text(.spaced)
+    }
+  }
+}

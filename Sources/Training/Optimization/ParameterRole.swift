@@ -1,0 +1,66 @@
+import NN
+import PEFTCore
+
+/// What a trained tensor is, by its key and the module that it belongs to.
+public enum ParameterRole: String, Sendable, CaseIterable {
+  /// The factor on the input of a layer.
+  case inputFactor = "lora_A"
+  /// The factor on the output of a layer.
+  case outputFactor = "lora_B"
+  /// A factor on an embedding.
+  case embeddingFactor = "lora_embedding"
+  /// The lengths of a decomposed weight's rows.
+  case magnitude = "lora_magnitude_vector"
+  /// A bias, of whatever layer.
+  case bias
+  /// The weight of a norm that is trained in full.
+  case norm
+  /// The weight of a module that is trained in full: a head, an embedding.
+  case savedModule = "saved_module"
+  /// What none of the others is.
+  case other
+}
+
+/// A trained tensor and where it sits.
+public struct TrainedTensor {
+  /// The parameter with its key.
+  public let tensor: AdapterTensor
+  /// The path of its module in the base model.
+  public let path: String
+  /// What the key adds to the path: "lora_A.weight", "weight".
+  public let suffix: String
+  /// The class name of the module.
+  public let moduleType: String
+
+  /// What it is.
+  public var role: ParameterRole {
+    if suffix == "bias" || suffix.hasSuffix(".bias") { return .bias }
+    switch suffix.split(separator: ".").first {
+    case "lora_A": return .inputFactor
+    case "lora_B": return .outputFactor
+    case "lora_embedding_A", "lora_embedding_B": return .embeddingFactor
+    case "lora_magnitude_vector": return .magnitude
+    case "weight": return moduleType.hasSuffix("Norm") ? .norm : .savedModule
+    default: return .other
+    }
+  }
+
+  /// Finds the modules of tensors.
+  static func find(_ tensors: [AdapterTensor], in model: PeftModel) -> [TrainedTensor] {
+    let types = Dictionary(
+      uniqueKeysWithValues: model.base.namedModules().map { ($0.path, $0.module.typeName) })
+    return tensors.map { tensor in
+      var key = Substring(tensor.key)
+      if key.hasPrefix("base_model.model.") { key = key.dropFirst("base_model.model.".count) }
+      var path = key
+      while let dot = path.lastIndex(of: ".") {
+        path = path[..<dot]
+        guard let type = types[String(path)] else { continue }
+        return TrainedTensor(
+          tensor: tensor, path: String(path), suffix: String(key.dropFirst(path.count + 1)),
+          moduleType: type)
+      }
+      return TrainedTensor(tensor: tensor, path: "", suffix: String(key), moduleType: "")
+    }
+  }
+}

@@ -1,0 +1,127 @@
+import NN
+import PEFTCore
+import PEFTSupport
+import Tensors
+import TunerLoRA
+
+/// DoRA on any layer that LoRA adapts by two factors: y = b + g∘(base(x) − b + s·B(A(x))).
+///
+/// What A does to the input is the host's business, and every place of the output is a row, so one
+/// class serves linear layers, embeddings and convolutions. An embedding's norm is taken over the
+/// vocabulary for each dimension, as in peft.
+package final class DoRALayer: TunerLayer {
+  /// LoRA's layer, which holds A and B.
+  package let factors: any LoRAFactors
+  /// m and what it is divided by.
+  package let weight: DecomposedWeight
+  private let groups: Int
+  private let kind: String
+
+  /// Puts a magnitude beside the factors; it begins as the norm of the weight with its update, so
+  /// that the adapter changes as much as LoRA's would.
+  init(_ factors: any LoRAFactors, _ site: AdapterSite, detachesNorm: Bool) {
+    let host = site.host
+    self.factors = factors
+    groups = host.groups
+    let outputs = host.outputFeatures
+    // peft's shape: that of the output's channels among its other dimensions.
+    let shape =
+      host.kernelShape.isEmpty ? [outputs] : [1, outputs] + host.kernelShape.map { _ in 1 }
+    let magnitude = Parameter(Tensor(repeating: 1, shape: shape))
+    let count = groups
+    weight = DecomposedWeight(
+      magnitude: magnitude,
+      change: .init(
+        a: factors.a, outer: [factors.b], scaling: Float(factors.scaling),
+        aMatrix: { factors.aMatrix }, outerMatrix: { factors.bMatrix.spread(overGroups: count) }),
+      host: host, detachesNorm: detachesNorm)
+    switch host {
+    case is Embedding: kind = "DoraEmbeddingLayer"
+    case is Convolution: kind = "DoraConv\(host.kernelShape.count)dLayer"
+    default: kind = "DoraLinearLayer"
+    }
+    if site.initializesFromWeight {
+      magnitude.assign(weight.currentNorms(host.parameters).reshaped(shape))
+    }
+  }
+
+  /// LoRA's parameters and the magnitude.
+  package var parameters: [AdapterParameter] {
+    factors.parameters + [AdapterParameter("lora_magnitude_vector", weight.magnitude)]
+  }
+
+  package var needsBaseOutput: Bool { true }
+
+  /// On a linear layer one product with the frozen weight, which A·Wᵀ shares when the norm has to be
+  /// computed anew.
+  package func output(_ call: LayerCall) -> Tensor? {
+    guard case .features(let x) = call.input, case .matrix(let matrix) = call.parameters.weight,
+      factors.dropout.key(call.context) == nil
+    else { return nil }
+    let product = weight.product(of: x, matrix, call.parameters)
+    return decomposedLinear(
+      x, product: product, weight: matrix, bias: call.parameters.bias?.tensor,
+      low: linear(x, factors.a.tensor), b: factors.b.tensor, scaling: Float(factors.scaling),
+      scale: weight.columnScale(call.parameters))
+  }
+
+  package func contribute(_ call: LayerCall, to sum: inout Tensor) {
+    let input = call.input.map { factors.dropout($0, call.context) }
+    let isDropped = factors.dropout.key(call.context) != nil
+    weight.contribute(call, of: input, isDropped: isDropped, to: &sum) { direction in
+      direction.addProduct(
+        call.host.project(input, by: factors.a.tensor), factors.bMatrix, groups: groups,
+        scale: Float(factors.scaling))
+    }
+  }
+
+  package func addDelta(
+    rows: Range<Int>, to block: inout Tensor, base: any WeightMatrix
+  ) throws(PEFTError) {
+    try weight.addDelta(rows: rows, to: &block, base: base)
+  }
+
+  /// LoRA's text with the magnitudes in it.
+  package func printed(
+    around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
+  ) -> PrintedModule {
+    let own = layers.compactMap { entry in
+      (entry.layer as? DoRALayer).map { (entry.adapter, $0.factors as any TunerLayer) }
+    }
+    var result = factors.printed(around: base, layers: own)
+    for place in result.children.indices
+    where result.children[place].name == "lora_magnitude_vector" {
+      result.children[place].module = PrintedModule(
+        "ModuleDict", children: own.map { ($0.0, PrintedModule("lora.dora.\(kind)")) })
+    }
+    return result
+  }
+}
+
+extension Tensor {
+  /// A grouped factor `[rows, rank/groups]` as one over all groups, `[rows, rank]`: the rows of each
+  /// group keep their numbers in the columns of the group, and the rest is zero.
+  fileprivate func spread(overGroups groups: Int) -> Tensor {
+    guard groups > 1 else { return self }
+    let (rowCount, width) = (rows, columns)
+    @Sendable func place(_ row: Int) -> Range<Int> {
+      let start = (row * groups + row / (rowCount / groups)) * width
+      return start..<start + width
+    }
+    let result = Tensor.filled([rowCount, width * groups]) { output in
+      output.fill(0)
+      for row in 0..<rowCount {
+        output[place(row)].copy(from: slice[row * width..<(row + 1) * width])
+      }
+    }
+    let inputShape = shape
+    return result.recorded(from: [self]) { gradient, sink in
+      sink.add(
+        Tensor.filled(inputShape) { output in
+          for row in 0..<rowCount {
+            output[row * width..<(row + 1) * width].copy(from: gradient.slice[place(row)])
+          }
+        }, to: 0)
+    }
+  }
+}

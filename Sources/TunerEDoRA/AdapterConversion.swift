@@ -1,0 +1,368 @@
+import BLASKernels
+import NN
+import PEFTCore
+import PEFTSupport
+import Tensors
+import TunerDoRA
+import TunerLoRA
+
+/// The methods that adapters can be converted to.
+public enum AdapterForm: String, Sendable, CaseIterable {
+  /// Plain LoRA.
+  case lora
+  /// DoRA, which peft and every server that knows it can run.
+  case dora
+  /// EDoRA.
+  case edora
+  /// LoRA-XS.
+  case loraXS = "lora-xs"
+}
+
+/// What a conversion lost.
+public struct ConversionReport: Sendable {
+  /// ‖ΔW′ − ΔW‖/‖ΔW‖ over all adapted weights; 0 where the new form holds the same change.
+  public var relativeError: Double
+  /// Numbers that the new adapter trains.
+  public var trainedParameters: Int
+}
+
+extension PeftModel {
+  /// Adds an adapter that makes the change of another one, in the form of another method.
+  ///
+  /// EDoRA becomes DoRA, and LoRA-XS becomes LoRA, by multiplying R into A, and LoRA becomes DoRA with
+  /// the norms as magnitudes: the same change. A decomposed or dense change becomes LoRA by its leading
+  /// singular values, and EDoRA or LoRA-XS by projection onto the singular vectors of the weight: the
+  /// nearest change of that form, and the report says how near. Modules that are saved in full are
+  /// copied.
+  ///
+  /// - Parameters:
+  ///   - name: The adapter.
+  ///   - form: What to make of it.
+  ///   - newName: The new adapter's name.
+  ///   - rank: The new rank; the old one's unless given. A conversion that needs none refuses another.
+  ///   - isCompact: Whether files of an EDoRA or LoRA-XS adapter leave out A and B.
+  /// - Throws: ``PEFTError``; the model is as it was before then.
+  @discardableResult
+  public func convert(
+    _ name: String, to form: AdapterForm, as newName: String, rank: Int? = nil,
+    isCompact: Bool = false
+  ) throws(PEFTError) -> ConversionReport {
+    let old = try config(name)
+    let source: LoRAConfig
+    let recipe: EDoRAConfig?
+    switch old {
+    case let config as LoRAConfig: (source, recipe) = (config, nil)
+    case let config as EDoRAConfig: (source, recipe) = (config.lora, config)
+    default:
+      throw PEFTError(
+        .unsupported,
+        "an adapter of the method \(old.object["peft_type"]?.string ?? "?") cannot be converted",
+        remedy: "Adapters of LoRA, DoRA, EDoRA and LoRA-XS can.")
+    }
+    let plan = try ConversionPlan(
+      source, recipe, to: form, rank: rank, isCompact: isCompact)
+    try add(newName, any: plan.config, seed: 0)
+    do throws(PEFTError) {
+      return try fill(newName, from: name, plan)
+    } catch {
+      try delete(newName)
+      throw error
+    }
+  }
+
+  private func fill(
+    _ newName: String, from name: String, _ plan: ConversionPlan
+  ) throws(PEFTError) -> ConversionReport {
+    let old = try tensors(of: name)
+    let places = Dictionary(uniqueKeysWithValues: old.map { ($0.key, $0.parameter) })
+    var (difference, size) = (0.0, 0.0)
+    var ofLayers: Set<Parameter.ID> = []
+    var trained = 0
+    for (path, module) in base.namedModules() {
+      guard let host = module as? any AdapterHost, let stack = host.adapters as? AdapterStack,
+        let from = stack.layer(name), let to = stack.layer(newName)
+      else { continue }
+      for parameter in to.parameters {
+        ofLayers.insert(parameter.parameter.id)
+        if parameter.isTrained { trained += parameter.parameter.value.count }
+      }
+      do throws(PEFTError) {
+        let errors = try LayerConversion(host: host, from: from, to: to, plan).run()
+        difference += errors.difference
+        size += errors.size
+      } catch {
+        throw error.located(at: path)
+      }
+    }
+    // The heads.
+    for tensor in try tensors(of: newName) where !ofLayers.contains(tensor.parameter.id) {
+      if let parameter = places[tensor.key] { tensor.parameter.assign(parameter.value) }
+    }
+    return ConversionReport(
+      relativeError: size > 0 ? (difference / size).squareRoot() : 0, trainedParameters: trained)
+  }
+}
+
+/// The new settings, and whether the change stays the same.
+struct ConversionPlan {
+  let config: any TunerConfig
+  let form: AdapterForm
+  let isExact: Bool
+
+  init(
+    _ source: LoRAConfig, _ recipe: EDoRAConfig?, to form: AdapterForm, rank: Int?,
+    isCompact: Bool
+  ) throws(PEFTError) {
+    self.form = form
+    let isDecomposed = source.usesDoRA || recipe?.method == .edora
+    switch form {
+    case .lora: isExact = !isDecomposed
+    case .dora: isExact = true
+    case .edora: isExact = recipe?.method == .edora
+    case .loraXS: isExact = recipe?.method == .loraXS
+    }
+    if isExact, let rank, rank != source.rank {
+      throw PEFTError(
+        .invalidConfiguration,
+        "the change has rank \(source.rank) and keeps it; a rank of \(rank) cannot be had",
+        remedy: "Leave the rank out.")
+    }
+    if isCompact, form == .lora || form == .dora {
+      throw PEFTError(
+        .invalidConfiguration, "an adapter of \(form.rawValue) has no compact form",
+        remedy: "Only EDoRA and LoRA-XS do.")
+    }
+    var lora = source
+    lora.usesDoRA = false
+    lora.initialization = .standard
+    if !isExact, form == .lora {
+      // The factors hold the whole change.
+      lora.rankPattern = SuffixPatterns()
+      lora.alphaPattern = SuffixPatterns()
+      lora.usesRSLoRA = false
+      lora.rank = rank ?? source.rank
+      lora.alpha = Double(lora.rank)
+    } else if let rank {
+      lora.rankPattern = SuffixPatterns()
+      lora.rank = rank
+    }
+    switch form {
+    case .lora: config = lora
+    case .dora:
+      lora.usesDoRA = true
+      config = lora
+    case .edora, .loraXS:
+      var new =
+        recipe
+        ?? EDoRAConfig(form == .edora ? .edora : .loraXS, lora: lora, sigma: 0)
+      new.method = form == .edora ? .edora : .loraXS
+      new.lora = lora
+      new.isCompact = isCompact
+      config = new
+    }
+  }
+}
+
+/// The conversion of one layer's adapter.
+struct LayerConversion {
+  let host: any AdapterHost
+  let from: any TunerLayer
+  let to: any TunerLayer
+  let plan: ConversionPlan
+
+  init(
+    host: any AdapterHost, from: any TunerLayer, to: any TunerLayer, _ plan: ConversionPlan
+  ) {
+    self.host = host
+    self.from = from
+    self.to = to
+    self.plan = plan
+  }
+
+  /// A and P of the old change s·P·A, the magnitude, and s.
+  private var old: (a: Tensor, outer: Tensor, magnitude: Tensor?, scaling: Double)? {
+    switch from {
+    case let layer as EDoRALayer:
+      let a = layer.latent.map { linear(layer.a.value.transposed(), $0.value).transposed() }
+      return (
+        a ?? layer.a.value, layer.b.value, layer.weight?.magnitude.value, Double(layer.scaling)
+      )
+    case let layer as DoRALayer:
+      return (
+        layer.factors.a.value, layer.factors.b.value, layer.weight.magnitude.value,
+        layer.factors.scaling
+      )
+    case let layer as any LoRAFactors: return (layer.a.value, layer.b.value, nil, layer.scaling)
+    default: return nil
+    }
+  }
+
+  /// Sets the new values.
+  ///
+  /// - Returns: ‖ΔW′ − ΔW‖² and ‖ΔW‖², both 0 where nothing is lost.
+  func run() throws(PEFTError) -> (difference: Double, size: Double) {
+    guard let old else {
+      throw PEFTError(.unsupported, "an adapter of this kind cannot be converted")
+    }
+    switch to {
+    case let layer as EDoRALayer:
+      if plan.isExact, let source = from as? EDoRALayer {
+        try keep(source, in: layer)
+        return (0, 0)
+      }
+      if let source = from as? EDoRALayer, source.rank == layer.rank, layer.mark == nil {
+        layer.a.assign(source.a.value)
+        layer.b.assign(source.b.value)
+      }
+      try project(old.a, old.outer, old.scaling, onto: layer)
+      if let weight = layer.weight {
+        let magnitude: Tensor
+        if let own = old.magnitude {
+          magnitude = own
+        } else {
+          magnitude = norms(of: try delta(from))
+        }
+        weight.magnitude.assign(magnitude.reshaped(weight.magnitude.shape))
+      }
+    case let layer as DoRALayer:
+      layer.factors.a.assign(old.a)
+      layer.factors.b.assign(old.outer)
+      let magnitude = layer.weight.magnitude
+      if let own = old.magnitude {
+        magnitude.assign(own.reshaped(magnitude.shape))
+      } else {
+        try requireValues()
+        magnitude.assign(
+          layer.weight.currentNorms(host.parameters).reshaped(magnitude.shape))
+      }
+      return (0, 0)
+    case let layer as any LoRAFactors:
+      if plan.isExact {
+        layer.a.assign(old.a)
+        layer.b.assign(old.outer)
+        return (0, 0)
+      }
+      try requireValues()
+      try factorise(try delta(from), into: layer)
+    default:
+      throw PEFTError(.unsupported, "an adapter of this kind cannot be converted to")
+    }
+    let (before, after) = (try delta(from), try delta(to))
+    return ((after + before.scaled(by: -1)).sumOfSquares, before.sumOfSquares)
+  }
+
+  private func requireValues() throws(PEFTError) {
+    guard !(host.parameters.matrix is ShapeOnlyMatrix) else {
+      throw PEFTError(
+        .invalidState, "this conversion needs the base model's weights",
+        remedy: "Load the model instead of describing it.")
+    }
+  }
+
+  /// ΔW in the orientation of the host's matrix.
+  private func delta(_ layer: any TunerLayer) throws(PEFTError) -> Tensor {
+    let base = host.parameters.matrix
+    var block = Tensor.zeros([base.rows, base.columns])
+    try layer.addDelta(rows: 0..<base.rows, to: &block, base: base)
+    return block
+  }
+
+  /// The row norms of W + ΔW.
+  private func norms(of delta: Tensor) -> Tensor {
+    let sum = host.parameters.matrix.dequantized() + delta
+    return Tensor(
+      shape: [sum.rows],
+      scalars: DenseMatrix(sum).squaredRowNorms().scalars.map { $0.squareRoot() })
+  }
+
+  /// B·A from the leading singular values of a change.
+  private func factorise(_ delta: Tensor, into layer: any LoRAFactors) throws(PEFTError) {
+    let oriented = host is Embedding ? delta.transposed() : delta
+    let (rows, columns) = (oriented.rows, oriented.columns)
+    guard layer.rank <= min(rows, columns), host.groups == 1 else {
+      throw PEFTError(
+        .unsupported, "a change [\(rows), \(columns)] cannot be written with rank \(layer.rank)")
+    }
+    let (a, b) = try Decomposition.leading(oriented, rank: layer.rank, by: .exact, seed: 0)
+    layer.a.assign(a.scaled(by: Float(1 / layer.scaling)).reshaped(layer.a.shape))
+    layer.b.assign(b.reshaped(layer.b.shape))
+  }
+
+  /// R of the change in the span of the new A and B that is nearest to s·P·A:
+  /// R = (BᵀB)⁻¹ Bᵀ(sPA)Aᵀ(AAᵀ)⁻¹/s′.
+  private func project(
+    _ a: Tensor, _ outer: Tensor, _ scaling: Double, onto layer: EDoRALayer
+  ) throws(PEFTError) {
+    try requireValues()
+    guard let latent = layer.latent else {
+      throw PEFTError(.unsupported, "a change cannot be projected where there is no R")
+    }
+    let left = linear(layer.b.value.transposed(), outer.transposed())
+    let right = linear(a, layer.a.value)
+    let middle = linear(left, right.transposed())
+    let (bb, aa) = (
+      linear(layer.b.value.transposed(), layer.b.value.transposed()),
+      linear(layer.a.value, layer.a.value)
+    )
+    let first = try Self.solve(bb, middle)
+    let second = try Self.solve(aa, first.transposed()).transposed()
+    latent.assign(second.scaled(by: Float(scaling / Double(layer.scaling))))
+  }
+
+  /// Keeps R and magnitude. Where A and B are made anew, they have to be those of before up to sign.
+  private func keep(_ source: EDoRALayer, in layer: EDoRALayer) throws(PEFTError) {
+    if let magnitude = source.weight?.magnitude { layer.weight?.magnitude.assign(magnitude.value) }
+    guard layer.mark != nil, let latent = source.latent, let newLatent = layer.latent else {
+      layer.a.assign(source.a.value)
+      layer.b.assign(source.b.value)
+      if let latent = source.latent { layer.latent?.assign(latent.value) }
+      return
+    }
+    try requireValues()
+    let rank = layer.rank
+    let (one, other) = (source.b.value, layer.b.value)
+    let signs = (0..<rank).map { column -> Float in
+      let dot = (0..<one.rows).reduce(Float(0)) {
+        $0 + one.scalars[$1 * rank + column] * other.scalars[$1 * rank + column]
+      }
+      return dot < 0 ? -1 : 1
+    }
+    let vector = Tensor(shape: [rank], scalars: signs)
+    let (a, b) = (
+      layer.a.value.scalingRows(by: vector), layer.b.value.scalingColumns(by: vector)
+    )
+    for (new, old) in [(a, source.a.value), (b, source.b.value)] {
+      let error = (new + old.scaled(by: -1)).maximumMagnitude
+      guard error <= 1e-3 * old.maximumMagnitude else {
+        throw PEFTError(
+          .unsupported,
+          "A and B are not those that the recipe makes of this weight, so they cannot be left out",
+          remedy: "Keep the adapter in its full form.")
+      }
+    }
+    newLatent.assign(latent.value.scalingRows(by: vector).scalingColumns(by: vector))
+  }
+
+  /// X of M·X = N for a symmetric positive definite M, by elimination in double precision.
+  private static func solve(_ m: Tensor, _ n: Tensor) throws(PEFTError) -> Tensor {
+    let (size, width) = (m.rows, n.columns)
+    var rows = (0..<size).map { row in
+      (m.rowRange(row..<row + 1).scalars + n.rowRange(row..<row + 1).scalars).map(Double.init)
+    }
+    for pivot in 0..<size {
+      let best = (pivot..<size).max { abs(rows[$0][pivot]) < abs(rows[$1][pivot]) } ?? pivot
+      rows.swapAt(pivot, best)
+      guard abs(rows[pivot][pivot]) > 1e-20 else {
+        throw PEFTError(.numericalFailure, "A or B does not have full rank")
+      }
+      for row in 0..<size where row != pivot {
+        let factor = rows[row][pivot] / rows[pivot][pivot]
+        for column in pivot..<size + width { rows[row][column] -= factor * rows[pivot][column] }
+      }
+    }
+    let values = rows.enumerated().flatMap { row, numbers in
+      numbers[size...].map { Float($0 / numbers[row]) }
+    }
+    return Tensor(shape: [size, width], scalars: values)
+  }
+}

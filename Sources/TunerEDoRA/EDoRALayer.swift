@@ -1,0 +1,254 @@
+import NN
+import PEFTCore
+import PEFTSupport
+import Tensors
+import TunerDoRA
+import TunerLoRA
+
+/// EDoRA or LoRA-XS on a linear layer: y = b + g∘(x·Wᵀ + s·B(R(A(x)))), g being 1 for LoRA-XS.
+final class EDoRALayer: TunerLayer {
+  /// The rank.
+  let rank: Int
+  /// s.
+  let scaling: Float
+  /// Dropout on the input of A.
+  let dropout: Dropout
+  /// A, `[rank, inputs]`, frozen.
+  let a: Parameter
+  /// B, `[outputs, rank]`, frozen.
+  let b: Parameter
+  /// R, `[rank, rank]`; `nil` where A and B are trained instead of it.
+  let latent: Parameter?
+  /// The magnitude and the norms; `nil` for LoRA-XS.
+  let weight: DecomposedWeight?
+  /// What a compact file has in the place of A and B: the base weight's fingerprint and theirs.
+  let mark: Parameter?
+  private let site: UInt64
+  private let reconstruction: Reconstruction
+
+  /// Makes the layer; A and B are not computed where they are read from a file next.
+  ///
+  /// - Throws: ``PEFTError`` when the rank does not fit the host or the weight is not finite.
+  init(_ site: AdapterSite, _ config: EDoRAConfig) throws(PEFTError) {
+    let (inputs, outputs) = (site.host.inputFeatures, site.host.outputFeatures)
+    rank = try config.lora.rank(site.target)
+    guard rank <= min(inputs, outputs) else {
+      throw PEFTError(
+        .invalidConfiguration,
+        "'r' is \(rank), but a weight [\(outputs), \(inputs)] has only \(min(inputs, outputs)) "
+          + "singular vectors", remedy: "Lower 'r', or set 'rank_pattern' for this module.")
+    }
+    scaling = Float(try config.lora.scaling(site.target, rank: rank))
+    dropout = Dropout(config.lora.dropout, path: "\(site.path).lora_dropout.\(site.adapter)")
+    self.site = siteID(site.path)
+    reconstruction = config.reconstruction
+    let trainsFactors = !config.reconstruction.hasLatent
+    a = Parameter(.zeros([rank, inputs]), isTrainable: trainsFactors)
+    b = Parameter(.zeros([outputs, rank]), isTrainable: trainsFactors)
+    latent =
+      trainsFactors
+      ? nil
+      : Parameter(
+        .normal(
+          [rank, rank], deviation: Float(config.sigma),
+          key: DropoutKey(seed: site.seed, stream: siteID("\(site.path).lora_latent_mapping"))))
+    let (inner, outer, between) = (a, b, latent)
+    weight =
+      config.method == .loraXS
+      ? nil
+      : DecomposedWeight(
+        magnitude: Parameter(Tensor(repeating: 1, shape: [outputs])),
+        change: .init(
+          a: a, outer: [b] + (latent.map { [$0] } ?? []), scaling: scaling,
+          aMatrix: { inner.tensor },
+          outerMatrix: { Self.product(outer.tensor, between?.tensor) }),
+        host: site.host, detachesNorm: config.lora.detachesNorm)
+    mark =
+      config.isCompact
+      ? Parameter(.zeros([Fingerprint.length + 2 * rank]), isTrainable: false) : nil
+    guard site.initializesFromWeight else { return }
+    try computeFactors(site.host)
+    if trainsFactors {
+      a.assign(
+        .normal(
+          [rank, inputs], deviation: Float(config.sigma),
+          key: DropoutKey(seed: site.seed, stream: siteID("\(site.path).lora_A"))))
+    }
+    mark?.assign(makeMark(site.host))
+    // As the repository: the norm of W alone, from which R's first effect is not told apart.
+    weight?.magnitude.assign(norms(of: site.host.parameters))
+  }
+
+  /// P = B·R, or B where there is no R.
+  private static func product(_ b: Tensor, _ latent: Tensor?) -> Tensor {
+    // B·R = (Rᵀ as a linear layer's weight)(B).
+    latent.map { linear(b, $0.transposed()) } ?? b
+  }
+
+  private func norms(of parameters: HostParameters) -> Tensor {
+    let squared = parameters.squaredNorms(.rows).scalars
+    return Tensor(shape: [squared.count], scalars: squared.map { $0.squareRoot() })
+  }
+
+  // MARK: Initial values
+
+  /// Sets A and B by the recipe: B's columns are left singular vectors of the weight, A's rows right
+  /// ones times their singular values.
+  private func computeFactors(_ host: any AdapterHost) throws(PEFTError) {
+    let (inputs, outputs) = (host.inputFeatures, host.outputFeatures)
+    let seed = UInt64(bitPattern: Int64(reconstruction.randomState))
+    func uniform(_ shape: [Int], fanIn: Int, _ name: UInt64) -> Tensor {
+      // kaiming_uniform with a = √5 is uniform in ±1/√fan_in; the repository draws the transposes.
+      .uniform(
+        shape, bound: 1 / Float(fanIn).squareRoot(),
+        key: DropoutKey(seed: seed, stream: site &+ name))
+    }
+    if reconstruction.isRandom {
+      a.assign(uniform([rank, inputs], fanIn: rank, 1))
+      b.assign(uniform([outputs, rank], fanIn: outputs, 2))
+      return
+    }
+    var (a, b) = try Decomposition.leading(
+      host.parameters.matrix.dequantized(), rank: rank, by: reconstruction.decomposition,
+      seed: seed)
+    if reconstruction.drawsHalfOfB {
+      let first = (rank + 1) / 2
+      let drawn = uniform([outputs, rank], fanIn: outputs, 3).scalars
+      var values = b.scalars
+      for row in 0..<outputs {
+        for column in first..<rank { values[row * rank + column] = drawn[row * rank + column] }
+      }
+      b = Tensor(shape: [outputs, rank], scalars: values)
+    }
+    self.a.assign(a)
+    self.b.assign(b)
+  }
+
+  private func makeMark(_ host: any AdapterHost) -> Tensor {
+    Fingerprint.mark(host.parameters.matrix, a: a.value, b: b.value)
+  }
+
+  /// A compact file has no A and B: they are computed, and must be those that R was trained with.
+  func didLoad(on host: any AdapterHost) throws(PEFTError) {
+    guard let mark else { return }
+    // What was loaded says which base it is; checked before a decomposition is computed.
+    guard Fingerprint.isOf(host.parameters.matrix, mark.value) else {
+      throw PEFTError(
+        .invalidAdapter,
+        "the compact adapter was made for another base model: this module's weight is another one",
+        remedy: "Load the base model that it was trained on, in the same precision.")
+    }
+    try computeFactors(host)
+    guard Fingerprint.agrees(makeMark(host), mark.value) else {
+      throw PEFTError(
+        .invalidAdapter,
+        "the compact adapter's A and B cannot be made again on this machine: the decomposition of "
+          + "this module's weight comes out differently",
+        remedy: "Use the adapter in its full form.")
+    }
+  }
+
+  // MARK: TunerLayer
+
+  var parameters: [AdapterParameter] {
+    var result = [
+      AdapterParameter("lora_A.weight", a, isTrained: latent == nil),
+      AdapterParameter("lora_B.weight", b, isTrained: latent == nil),
+    ]
+    if mark != nil {
+      result[0].isStored = false
+      result[1].isStored = false
+    }
+    if let latent {
+      var parameter = AdapterParameter("lora_latent_mapping.weight", latent)
+      // `default_lora_latent_mapping` without `.default`, as peft 0.10 makes it.
+      parameter.separator = "_"
+      parameter.otherSuffixes = ["default_lora_latent_mapping.weight"]
+      result.append(parameter)
+    }
+    if let weight { result.append(AdapterParameter("lora_magnitude_vector", weight.magnitude)) }
+    if let mark { result.append(AdapterParameter("base_fingerprint", mark, isTrained: false)) }
+    return result
+  }
+
+  var needsBaseOutput: Bool { weight != nil }
+
+  /// R(A(x)); a frozen A keeps nothing for gradients.
+  private func low(_ x: Tensor) -> Tensor {
+    guard let latent else { return linear(x, a.tensor) }
+    return linear(linear(x, DenseMatrix(a.value)), latent.tensor)
+  }
+
+  func output(_ call: LayerCall) -> Tensor? {
+    guard let weight, case .features(let x) = call.input,
+      case .matrix(let matrix) = call.parameters.weight, dropout.key(call.context) == nil
+    else { return nil }
+    let product = weight.product(of: x, matrix, call.parameters)
+    return decomposedLinear(
+      x, product: product, weight: matrix, bias: call.parameters.bias?.tensor, low: low(x),
+      b: b.tensor, scaling: scaling, scale: weight.columnScale(call.parameters))
+  }
+
+  func contribute(_ call: LayerCall, to sum: inout Tensor) {
+    guard case .features(let x) = call.input else {
+      preconditionFailure("a linear layer takes features")
+    }
+    let dropped = dropout(x, call.context)
+    func addChange(_ direction: inout Tensor) {
+      direction.addProduct(low(dropped), b.tensor, scale: scaling)
+    }
+    guard let weight else { return addChange(&sum) }
+    weight.contribute(
+      call, of: .features(dropped), isDropped: dropout.key(call.context) != nil, to: &sum,
+      addChange: addChange)
+  }
+
+  func addDelta(
+    rows: Range<Int>, to block: inout Tensor, base: any WeightMatrix
+  ) throws(PEFTError) {
+    if let weight { return try weight.addDelta(rows: rows, to: &block, base: base) }
+    let outer = Self.product(b.value, latent?.value)
+    block.addProduct(outer.rowRange(rows), a.value.transposed(), scale: scaling)
+  }
+
+  func printed(
+    around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
+  ) -> PrintedModule {
+    let own = layers.compactMap { entry in
+      (entry.layer as? EDoRALayer).map { (entry.adapter, $0) }
+    }
+    func dictionary(_ make: (EDoRALayer) -> PrintedModule?) -> PrintedModule {
+      PrintedModule(
+        "ModuleDict",
+        children: own.compactMap { name, layer in make(layer).map { (name, $0) } })
+    }
+    func plain(_ inputs: Int, _ outputs: Int) -> PrintedModule {
+      PrintedModule(
+        "Linear", attributes: "in_features=\(inputs), out_features=\(outputs), bias=False")
+    }
+    let children: [(String, PrintedModule)] = [
+      ("base_layer", base),
+      (
+        "lora_dropout",
+        dictionary {
+          $0.dropout.probability > 0
+            ? PrintedModule("Dropout", attributes: $0.dropout.attributes)
+            : PrintedModule("Identity")
+        }
+      ),
+      ("lora_A", dictionary { plain($0.a.shape[1], $0.rank) }),
+      ("lora_B", dictionary { plain($0.rank, $0.b.shape[0]) }),
+      ("lora_embedding_A", PrintedModule("ParameterDict")),
+      ("lora_embedding_B", PrintedModule("ParameterDict")),
+      (
+        "lora_magnitude_vector",
+        dictionary { $0.weight.map { _ in PrintedModule("lora.dora.DoraLinearLayer") } }
+      ),
+    ]
+    // The repository hangs each R on the module under the adapter's name.
+    let latents = own.compactMap { name, layer in
+      layer.latent.map { _ in ("\(name)_lora_latent_mapping", plain(layer.rank, layer.rank)) }
+    }
+    return PrintedModule("lora.Linear", children: children + latents)
+  }
+}
