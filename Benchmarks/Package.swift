@@ -14,5 +14,9 @@ let package = Package(
       name: "adapters-bench",
       dependencies: [.product(name: "PEFT", package: "swift-peft")],
       swiftSettings: [.swiftLanguageMode(.v6)]),
+    .executableTarget(
+      name: "methods-bench",
+      dependencies: [.product(name: "PEFT", package: "swift-peft")],
+      swiftSettings: [.swiftLanguageMode(.v6)]),
   ]
 )

@@ -22,30 +22,50 @@ public struct InputLimits: Sendable, Equatable {
   }
 }
 
+extension InputLimits {
+  /// Whether the model knows more than one segment.
+  public var hasSegments: Bool { (tokenTypes ?? 1) > 1 }
+
+  /// Checks the rows of one sequence, or of several: layers rely on it.
+  ///
+  /// - Parameters:
+  ///   - ids: Token ids.
+  ///   - types: Segments.
+  ///   - length: The number of positions that the longest sequence takes.
+  ///   - name: What to call the token ids in an error.
+  ///   - isStrict: Whether a sequence that is longer than the model was made for is refused where it
+  ///     is possible.
+  /// - Throws: ``PEFTError`` `invalidData` with the first id or position that is out of range.
+  public func check(
+    ids: [Int32], types: [Int32]?, length: Int, name: String, isStrict: Bool = false
+  ) throws(PEFTError) {
+    if let id = ids.first(where: { $0 < 0 || Int($0) >= vocabulary }) {
+      throw PEFTError(
+        .invalidData, "'\(name)' holds the token \(id), the model has \(vocabulary) tokens",
+        remedy: "Encode the text with the tokenizer of this model.")
+    }
+    if positionsAreTable || isStrict, let positions, length > positions {
+      throw PEFTError(
+        .invalidData,
+        "'\(name)' has a sequence of \(length) tokens, the model takes \(positions)",
+        remedy: "Shorten the input.")
+    }
+    if let tokenTypes,
+      let type = types?.first(where: { $0 < 0 || Int($0) >= tokenTypes })
+    {
+      throw PEFTError(
+        .invalidData, "'token_type_ids' holds \(type), the model has \(tokenTypes) segments")
+    }
+  }
+}
+
 extension TokenBatch {
-  /// Checks that a model can take this batch: layers rely on it.
+  /// Checks that a model can take this batch.
   ///
   /// - Parameter name: What to call the token ids in an error.
   /// - Throws: ``PEFTError`` `invalidData` with the first id or position that is out of range.
   public func check(_ limits: InputLimits, name: String = "input_ids") throws(PEFTError) {
-    if let id = tokenIDs.first(where: { $0 < 0 || Int($0) >= limits.vocabulary }) {
-      throw PEFTError(
-        .invalidData, "'\(name)' holds the token \(id), the model has \(limits.vocabulary) tokens",
-        remedy: "Encode the text with the tokenizer of this model.")
-    }
-    if limits.positionsAreTable, let positions = limits.positions,
-      let last = layout.positions.max(), Int(last) >= positions
-    {
-      throw PEFTError(
-        .invalidData,
-        "'\(name)' has a sequence of \(last + 1) tokens, the model takes \(positions)",
-        remedy: "Shorten the input.")
-    }
-    if let types = limits.tokenTypes,
-      let type = tokenTypeIDs?.first(where: { $0 < 0 || Int($0) >= types })
-    {
-      throw PEFTError(
-        .invalidData, "'token_type_ids' holds \(type), the model has \(types) segments")
-    }
+    try limits.check(
+      ids: tokenIDs, types: tokenTypeIDs, length: Int(layout.positions.max() ?? -1) + 1, name: name)
   }
 }

@@ -103,3 +103,29 @@ public struct ModelConfiguration: Sendable {
       at: path)
   }
 }
+
+/// What the numbers that a sequence classifier gives are, with config.json's names.
+public enum ProblemType: String, Sendable, CaseIterable {
+  /// One of the labels.
+  case singleLabel = "single_label_classification"
+  /// Any number of the labels.
+  case multiLabel = "multi_label_classification"
+  /// Numbers.
+  case regression
+}
+
+extension ModelConfiguration {
+  /// `problem_type`, if it is there.
+  ///
+  /// - Throws: ``PEFTError`` for one that is not known.
+  public func problemType() throws(PEFTError) -> ProblemType? {
+    guard let value = object["problem_type"], !value.isNull else { return nil }
+    guard let name = value.string, let type = ProblemType(rawValue: name) else {
+      throw PEFTError(
+        .invalidConfiguration, "'problem_type' is \(value.text(.spaced)), which is not known",
+        at: path,
+        remedy: "Known: \(ProblemType.allCases.map(\.rawValue).joined(separator: ", ")).")
+    }
+    return type
+  }
+}

@@ -47,18 +47,27 @@ public protocol SequenceClassifier: TransformerModel {
   func logits(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor
 }
 
-/// A model with a row of vocabulary logits for each token.
-public protocol CausalLanguageModel: TransformerModel {
-  /// An empty cache for so many sequences of at most `capacity` tokens.
-  func makeCache(sequences: Int, capacity: Int) -> KeyValueCache
-
-  /// The logits of rows of hidden states: `[rows, hidden]` to `[rows, vocabulary]`.
+/// A model with logits for each token, that are a function of the token's hidden state.
+public protocol TokenOutputModel: TransformerModel {
+  /// The logits of rows of hidden states: `[rows, hidden]` to `[rows, outputs]`.
   func logits(fromHidden hidden: Tensor, _ context: ForwardContext) -> Tensor
 }
 
-extension CausalLanguageModel {
-  /// The logits of every token, `[rows, vocabulary]`.
+extension TokenOutputModel {
+  /// The logits of every token, `[rows, outputs]`.
   public func logits(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
     logits(fromHidden: lastHiddenState(batch, context), context)
   }
+}
+
+/// A model with a row of class logits for each token.
+public protocol TokenClassifier: TokenOutputModel {}
+
+/// A model with two logits for each token: that an answer begins there, and that it ends there.
+public protocol QuestionAnswerer: TokenOutputModel {}
+
+/// A model with a row of vocabulary logits for each token.
+public protocol CausalLanguageModel: TokenOutputModel {
+  /// An empty cache for so many sequences of at most `capacity` tokens.
+  func makeCache(sequences: Int, capacity: Int) -> KeyValueCache
 }

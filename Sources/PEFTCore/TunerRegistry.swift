@@ -15,12 +15,11 @@ public struct TunerRegistry: Sendable {
   }
 
   private var entries: [Entry] = []
-  private var taskTypes: [String: TaskType]
+  /// The task types.
+  public var taskTypes = TaskTypeRegistry()
 
   /// Creates a registry that knows peft's task types and no tuner.
-  public init() {
-    taskTypes = Dictionary(uniqueKeysWithValues: TaskType.standard.map { ($0.name, $0) })
-  }
+  public init() {}
 
   /// Adds a tuner; one registered later is asked first. Registering a type again moves it there.
   public mutating func register<T: Tuner>(_ tuner: T.Type) {
@@ -44,19 +43,14 @@ public struct TunerRegistry: Sendable {
 
   /// Adds or replaces a task type.
   public mutating func register(_ taskType: TaskType) {
-    taskTypes[taskType.name] = taskType
+    taskTypes.register(taskType)
   }
 
   /// The task type of a name.
   ///
   /// - Throws: ``PEFTError`` `invalidConfiguration`, listing the known ones.
   public func taskType(_ name: String) throws(PEFTError) -> TaskType {
-    guard let type = taskTypes[name] else {
-      throw PEFTError(
-        .invalidConfiguration, "invalid task type: '\(name)'",
-        remedy: "It must be one of \(taskTypes.keys.sorted().joined(separator: ", ")).")
-    }
-    return type
+    try taskTypes.type(named: name)
   }
 
   /// The types of the registered methods; several methods may share one.

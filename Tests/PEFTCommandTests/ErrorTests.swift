@@ -56,7 +56,7 @@ struct ErrorTests {
       (forward + " --adapter %/llama/adapter_a --active b", ["--active", "'b'"]),
       (forward + " --adapter %/llama/adapter_a --adapter %/llama/adapter_b=default", ["--adapter"]),
       (forward + " --task FOO", ["--task", "'FOO'", "SEQ_CLS"]),
-      (forward + " --task TOKEN_CLS", ["--task", "TOKEN_CLS is not supported"]),
+      (forward + " --task SEQ_2_SEQ_LM", ["SEQ_2_SEQ_LM", "such as T5"]),
       (forward + " --precision float64", ["'float64'", "--precision"]),
       (forward + " --threads 0", ["--threads is 0"]),
       (forward + " --gradients @/g", ["--gradients", "no adapter is active"]),

@@ -32,6 +32,41 @@ struct InspectTests {
     #expect(report == (try Self.expected("\(name)/parameters.txt")))
   }
 
+  /// DoRA as peft prints it, whether the method or the setting says so.
+  @Test func showsDoRA() throws {
+    let folder = golden("inspect/stories260k")
+    let expected = try ["after-dora", "parameters-dora"].map {
+      try Self.expected("stories260k/\($0).txt")
+    }
+    for arguments in [
+      ["--lora", "\(folder)/lora.json", "--method", "dora"],
+      [
+        "--lora",
+        #"{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "use_dora": true}"#,
+      ],
+    ] {
+      #expect(try Self.text([folder] + arguments) == expected.joined(separator: "\n"))
+    }
+  }
+
+  /// Counts of the methods with an R: 5 layers, q_proj [64, 64] and v_proj [32, 64].
+  @Test func showsEDoRAAndLoRAXS() throws {
+    let folder = golden("inspect/stories260k")
+    let settings = #"{"r": 4, "target_modules": ["q_proj", "v_proj"]}"#
+    for (method, count) in [("edora", 5 * (2 * 16 + 64 + 32)), ("lora-xs", 5 * 2 * 16)] {
+      let text = try Self.text([folder, "--lora", settings, "--method", method])
+      #expect(text.contains("trainable params: \(grouped(count)) ||"), "\(method)")
+      #expect(
+        text.contains(
+          "(default_lora_latent_mapping): Linear(in_features=4, out_features=4, bias=False)"))
+      #expect(text.contains("DoraLinearLayer") == (method == "edora"))
+    }
+    let error = #expect(throws: PEFTError.self) {
+      try Self.text([folder, "--lora", settings, "--method", "edorra"])
+    }
+    #expect(error?.description.contains("edora") == true)
+  }
+
   /// The task of a new adapter is the architecture's when nothing names one.
   @Test func takesSettingsInline() throws {
     let folder = golden("inspect/qwen2-0.5b-instruct")

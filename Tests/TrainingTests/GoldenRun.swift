@@ -32,9 +32,11 @@ struct GoldenRun {
     let task = try #require(try content.task(standardRegistry))
     var options = ModelOptions()
     options.overrides = overrides
+    let problem = overrides["problem_type"]?.string.flatMap { ProblemType(rawValue: $0) }
     let built = try TaskModel(
       TestData.golden("\(folder)/model"), task: task, labelCount: content.classCount ?? 0,
-      options: options, registry: standardRegistry)
+      context: TaskContext(problem: problem ?? .singleLabel), options: options,
+      registry: standardRegistry)
     (model, loaded, objective) = (built.model, built.loaded, built.objective)
     try model.load(content.path)
     self.batches = try SafetensorsFile(TestData.golden(batches ?? "\(folder)/batches.safetensors"))
@@ -79,6 +81,10 @@ func goldenExamples(
   }
   let types = try integers("token_type_ids")?.values
   let labels = try integers("labels")
+  let targets =
+    labels == nil && file["\(prefix)labels"] != nil ? try file.tensor("\(prefix)labels") : nil
+  let starts = try integers("start_positions")?.values
+  let ends = try integers("end_positions")?.values
   return (0..<shape[0]).map { row in
     let all = row * shape[1]..<(row + 1) * shape[1]
     let places = keepsPadding ? Array(all) : all.filter { mask[$0] == 1 }
@@ -90,6 +96,11 @@ func goldenExamples(
       example.labels =
         labels.shape.count == 2 ? places.map { labels.values[$0] } : [labels.values[row]]
     }
+    if let targets {
+      let columns = targets.columns
+      example.targets = Array(targets.scalars[row * columns..<(row + 1) * columns])
+    }
+    if let starts, let ends { example.labels = [starts[row], ends[row]] }
     return example
   }
 }

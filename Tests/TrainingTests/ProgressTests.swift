@@ -63,7 +63,7 @@ struct ProgressTests {
     reporter.handle(.started(plan, resumedAt: 10))
     reporter.handle(step(11, loss: 2))
     let result = EvaluationResult(
-      loss: 0.5, accuracy: 0.75, perplexity: nil, examples: 100, seconds: 2)
+      loss: 0.5, metrics: [Metric("accuracy", 0.75)], examples: 100, seconds: 2)
     reporter.handle(.evaluating(done: 5, total: 10))
     reporter.handle(.evaluated(result, name: "eval", epoch: 1, isBest: true))
     #expect(

@@ -55,16 +55,17 @@ public final class BertModel: TransformerModel {
   public let configuration: ModelConfiguration
   let embeddings: BertEmbeddings
   let encoder: BertEncoder
-  /// The pooler; a checkpoint without one, and models that skip it, have none.
+  /// The pooler; models with a head on every token have none.
   let pooler: BertPooler?
 
   init(
-    _ configuration: ModelConfiguration, _ shape: BertShape, _ builder: ModuleBuilder
+    _ configuration: ModelConfiguration, _ shape: BertShape, _ builder: ModuleBuilder,
+    hasPooler: Bool = true
   ) throws(PEFTError) {
     self.configuration = configuration
     embeddings = try BertEmbeddings(shape, builder["embeddings"])
     encoder = try BertEncoder(shape, builder["encoder"])
-    pooler = try BertPooler(shape, builder["pooler"])
+    pooler = hasPooler ? try BertPooler(shape, builder["pooler"]) : nil
   }
 
   /// What the model can take as input.
@@ -93,65 +94,4 @@ public final class BertModel: TransformerModel {
     [("embeddings", embeddings), ("encoder", encoder)]
       + (pooler.map { [("pooler", $0)] } ?? [])
   }
-}
-
-/// BERT with a classifier on the pooled state.
-public final class BertForSequenceClassification: SequenceClassifier {
-  /// The members of config.json that it was built from.
-  public let configuration: ModelConfiguration
-  let bert: BertModel
-  let dropout: Dropout
-  let classifier: Linear
-
-  init(
-    _ configuration: ModelConfiguration, _ shape: BertShape, labels: Int, _ builder: ModuleBuilder
-  ) throws(PEFTError) {
-    self.configuration = configuration
-    bert = try BertModel(configuration, shape, builder["bert"])
-    dropout = builder.dropout("dropout", shape.classifierDropout)
-    classifier = try builder.linear("classifier", shape.hidden, labels, bias: true)
-  }
-
-  /// What the model can take as input.
-  public var inputLimits: InputLimits { bert.inputLimits }
-  /// Whether the classifier reads the last token's state instead of the first's.
-  public var readsLastToken: Bool { false }
-
-  /// The hidden states after the last layer, `[rows, hidden]`.
-  public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
-    bert.lastHiddenState(batch, context)
-  }
-
-  /// The logits of a batch.
-  public func logits(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
-    classifier(dropout(bert.pooled(batch, context), context), context)
-  }
-
-  /// The class name that PyTorch prints.
-  public var typeName: String { "BertForSequenceClassification" }
-  /// The parts, with their attribute names.
-  public var children: [(name: String, module: any Module)] {
-    [("bert", bert), ("dropout", dropout), ("classifier", classifier)]
-  }
-}
-
-extension ModelFamily {
-  static let bert = ModelFamily(
-    modelType: "bert", basePrefix: "bert",
-    outputHeads: { head in
-      if case .sequenceClassification = head { return ["classifier"] }
-      return []
-    },
-    build: { configuration, head, builder throws(PEFTError) in
-      let shape = try BertShape(configuration)
-      switch head {
-      case .none: return try BertModel(configuration, shape, builder)
-      case .sequenceClassification(let labels):
-        return try BertForSequenceClassification(configuration, shape, labels: labels, builder)
-      case .causalLM:
-        throw PEFTError(
-          .unsupported, "a BERT encoder has no CAUSAL_LM head", at: configuration.path,
-          remedy: "Use SEQ_CLS or FEATURE_EXTRACTION.")
-      }
-    })
 }

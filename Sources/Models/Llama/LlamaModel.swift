@@ -29,6 +29,9 @@ public final class LlamaModel: TransformerModel {
       "norm", shape.hidden, epsilon: shape.epsilon, typeName: "\(shape.family)RMSNorm")
   }
 
+  /// The token that fills up batches, `pad_token_id`.
+  var paddingIndex: Int? { shape.paddingIndex }
+
   /// What the model can take as input.
   public var inputLimits: InputLimits {
     InputLimits(
@@ -107,72 +110,5 @@ public final class LlamaForCausalLM: CausalLanguageModel {
   /// The parts, with their attribute names.
   public var children: [(name: String, module: any Module)] {
     [("model", model), ("lm_head", lmHead)]
-  }
-}
-
-/// Llama or Qwen2 with a classifier on the last token's hidden state, as transformers has it.
-public final class LlamaForSequenceClassification: SequenceClassifier {
-  /// The members of config.json that it was built from.
-  public let configuration: ModelConfiguration
-  let model: LlamaModel
-  let score: Linear
-  private let family: String
-
-  init(
-    _ configuration: ModelConfiguration, _ shape: LlamaShape, labels: Int, _ builder: ModuleBuilder
-  ) throws(PEFTError) {
-    self.configuration = configuration
-    family = shape.family
-    model = try LlamaModel(configuration, shape, builder["model"])
-    score = try builder.linear("score", shape.hidden, labels, bias: false)
-  }
-
-  /// What the model can take as input.
-  public var inputLimits: InputLimits { model.inputLimits }
-  /// Whether the classifier reads the last token's state instead of the first's.
-  public var readsLastToken: Bool { true }
-
-  /// The hidden states after the last layer, `[rows, hidden]`.
-  public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
-    model.lastHiddenState(batch, context)
-  }
-
-  /// The logits of a batch.
-  public func logits(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
-    score(lastHiddenState(batch, context).selectRows(batch.layout.lastRows), context)
-  }
-
-  /// The class name that PyTorch prints.
-  public var typeName: String { "\(family)ForSequenceClassification" }
-  /// The parts, with their attribute names.
-  public var children: [(name: String, module: any Module)] {
-    [("model", model), ("score", score)]
-  }
-}
-
-extension ModelFamily {
-  static let llama = decoder("llama", "Llama")
-  static let qwen2 = decoder("qwen2", "Qwen2")
-
-  private static func decoder(_ modelType: String, _ family: String) -> ModelFamily {
-    ModelFamily(
-      modelType: modelType, basePrefix: "model",
-      outputHeads: { head in
-        switch head {
-        case .none: return []
-        case .causalLM: return ["lm_head"]
-        case .sequenceClassification: return ["score"]
-        }
-      },
-      build: { configuration, head, builder throws(PEFTError) in
-        let shape = try LlamaShape(configuration, family: family)
-        switch head {
-        case .none: return try LlamaModel(configuration, shape, builder)
-        case .causalLM: return try LlamaForCausalLM(configuration, shape, builder)
-        case .sequenceClassification(let labels):
-          return try LlamaForSequenceClassification(
-            configuration, shape, labels: labels, builder)
-        }
-      })
   }
 }

@@ -6,10 +6,48 @@ import Tensors
 public enum ModelHead: Sendable, Equatable {
   /// The base model alone.
   case none
-  /// A classifier with so many labels.
+  /// A classifier of sequences with so many labels.
   case sequenceClassification(labels: Int)
+  /// A classifier of tokens with so many labels.
+  case tokenClassification(labels: Int)
+  /// The first and the last token of an answer.
+  case questionAnswering
   /// The output head of a language model.
   case causalLM
+  /// The output head of an encoder-decoder.
+  case seq2SeqLM
+
+  /// The number of labels, of a classifier.
+  public var labelCount: Int? {
+    switch self {
+    case .sequenceClassification(let labels), .tokenClassification(let labels): return labels
+    default: return nil
+    }
+  }
+
+  /// peft's name of the task that it serves.
+  public var taskName: String {
+    switch self {
+    case .none: return "FEATURE_EXTRACTION"
+    case .sequenceClassification: return "SEQ_CLS"
+    case .tokenClassification: return "TOKEN_CLS"
+    case .questionAnswering: return "QUESTION_ANS"
+    case .causalLM: return "CAUSAL_LM"
+    case .seq2SeqLM: return "SEQ_2_SEQ_LM"
+    }
+  }
+
+  /// The error for an architecture without this head.
+  func missing(_ kind: String, at path: String, heads: String) -> PEFTError {
+    if self == .seq2SeqLM {
+      return PEFTError(
+        .unsupported,
+        "\(kind) has no SEQ_2_SEQ_LM head: that takes an encoder-decoder, such as T5, and no "
+          + "encoder-decoder architecture is implemented yet", at: path, remedy: "Use \(heads).")
+    }
+    return PEFTError(
+      .unsupported, "\(kind) has no \(taskName) head", at: path, remedy: "Use \(heads).")
+  }
 }
 
 /// How a model is built.
@@ -22,6 +60,9 @@ public struct ModelOptions: Sendable {
   public var randomWeights = false
   /// Seed of random weights and of a new head.
   public var seed: UInt64 = 0
+  /// Whether a head in the weights is left out, and one drawn at random instead, when its shape is
+  /// another, as for another number of labels.
+  public var replacesHead = false
 
   /// Creates the default options.
   public init() {}
@@ -52,8 +93,9 @@ public enum ModelLoader {
     if !options.randomWeights {
       checkpoint = CheckpointSource(
         try ModelWeights(folder: folder), precision: options.precision,
-        basePrefix: family.basePrefix,
-        randomPrefixes: ["classifier", "score", "bert.pooler", "pooler"],
+        basePrefix: family.basePrefix(head), storedPrefixes: [family.basePrefix(.none)],
+        randomPrefixes: ["bert.pooler", "pooler"],
+        headPrefixes: ["classifier", "score", "qa_outputs"], replacesHead: options.replacesHead,
         fallback: random)
     }
     let source: any ParameterSource = checkpoint ?? random
@@ -87,7 +129,7 @@ public enum ModelLoader {
   ///
   /// - Throws: ``PEFTError`` for an unknown model type.
   public static func basePrefix(_ configuration: ModelConfiguration) throws(PEFTError) -> String {
-    try family(configuration).basePrefix
+    try family(configuration).basePrefix(.none)
   }
 
   private static func family(_ configuration: ModelConfiguration) throws(PEFTError) -> ModelFamily {
@@ -109,11 +151,25 @@ public enum ModelLoader {
   ) throws(PEFTError) -> ModelHead {
     for name in configuration.architectures {
       if name.hasSuffix("ForCausalLM") { return .causalLM }
+      if name.hasSuffix("ForQuestionAnswering") { return .questionAnswering }
+      if name.hasSuffix("ForConditionalGeneration") { return .seq2SeqLM }
       if name.hasSuffix("ForSequenceClassification") {
         return .sequenceClassification(labels: try labelCount(configuration))
       }
+      if name.hasSuffix("ForTokenClassification") {
+        return .tokenClassification(labels: try labelCount(configuration))
+      }
     }
     return .none
+  }
+
+  /// What a model of a configuration can take as input, without building anything large.
+  ///
+  /// - Throws: ``PEFTError`` for an unknown model type, or one without such a head.
+  public static func inputLimits(
+    _ configuration: ModelConfiguration, head: ModelHead
+  ) throws(PEFTError) -> InputLimits {
+    try family(configuration).build(configuration, head, ModuleBuilder(ShapeSource())).inputLimits
   }
 
   /// The number of labels that config.json speaks of: `num_labels`, else the size of `id2label`.
@@ -125,7 +181,8 @@ public enum ModelLoader {
 
 /// A model with what was learnt while building it.
 public struct LoadedModel {
-  /// The model: a ``SequenceClassifier``, a ``CausalLanguageModel`` or a bare base.
+  /// The model: a ``SequenceClassifier``, a ``TokenClassifier``, a ``QuestionAnswerer``, a
+  /// ``CausalLanguageModel`` or a bare base.
   public let model: any TransformerModel
   /// Its head.
   public let head: ModelHead
@@ -135,13 +192,25 @@ public struct LoadedModel {
   public let newParameters: [String]
   /// Paths of the output heads, which `all-linear` leaves out.
   public let outputHeads: [String]
+
+  /// Describes a model, for tasks that build theirs themselves.
+  public init(
+    model: any TransformerModel, head: ModelHead, folder: String, newParameters: [String] = [],
+    outputHeads: [String] = []
+  ) {
+    self.model = model
+    self.head = head
+    self.folder = folder
+    self.newParameters = newParameters
+    self.outputHeads = outputHeads
+  }
 }
 
 /// An architecture: its `model_type` and how it is built.
 struct ModelFamily: Sendable {
   let modelType: String
   /// The attribute that holds the base in a model with a head.
-  let basePrefix: String
+  let basePrefix: @Sendable (ModelHead) -> String
   let outputHeads: @Sendable (ModelHead) -> [String]
   let build:
     @Sendable (ModelConfiguration, ModelHead, ModuleBuilder) throws(PEFTError)

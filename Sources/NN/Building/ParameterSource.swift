@@ -26,8 +26,11 @@ public final class CheckpointSource: ParameterSource {
   private let weights: ModelWeights
   private let precision: WeightPrecision
   private let basePrefix: String
+  private let storedPrefixes: [String]
   private let fallback: RandomSource?
   private let randomNames: Set<String>
+  private let headNames: Set<String>
+  private let replacesHead: Bool
   private var used: Set<String> = []
   /// Names that were not in the files and were drawn at random instead.
   public private(set) var initialized: [String] = []
@@ -39,17 +42,24 @@ public final class CheckpointSource: ParameterSource {
   ///   - precision: What matrices are kept in.
   ///   - basePrefix: The attribute under which a model with a head holds its base ("bert",
   ///     "model"): names are found with and without it, as transformers finds them.
-  ///   - randomPrefixes: Modules that a checkpoint may lack, such as a new head.
+  ///   - storedPrefixes: Other attributes under which files may have the base.
+  ///   - randomPrefixes: Modules that a checkpoint may lack.
+  ///   - headPrefixes: Heads, which a checkpoint may lack too.
+  ///   - replacesHead: Whether a head of another shape counts as lacking.
   ///   - fallback: What makes those.
   public init(
     _ weights: ModelWeights, precision: WeightPrecision, basePrefix: String,
-    randomPrefixes: Set<String> = [], fallback: RandomSource? = nil
+    storedPrefixes: [String] = [], randomPrefixes: Set<String> = [],
+    headPrefixes: Set<String> = [], replacesHead: Bool = false, fallback: RandomSource? = nil
   ) {
     self.weights = weights
     self.precision = precision
     self.basePrefix = basePrefix
     self.fallback = fallback
-    randomNames = randomPrefixes
+    self.storedPrefixes = storedPrefixes.filter { $0 != basePrefix }
+    randomNames = randomPrefixes.union(headPrefixes)
+    headNames = headPrefixes
+    self.replacesHead = replacesHead
   }
 
   /// Whether there is anything under the name.
@@ -64,7 +74,7 @@ public final class CheckpointSource: ParameterSource {
 
   /// A tensor of any shape as a matrix, all dimensions but the first taken as one.
   public func matrix(_ name: String, shape: [Int]) throws(PEFTError) -> any WeightMatrix {
-    guard let stored = resolve(name) else {
+    guard let stored = resolve(name, shape: shape) else {
       return try missing(name) { (source) throws(PEFTError) in
         try source.matrix(name, shape: shape)
       }
@@ -85,7 +95,7 @@ public final class CheckpointSource: ParameterSource {
 
   /// A vector of `count` elements.
   public func vector(_ name: String, count: Int, initial: Float) throws(PEFTError) -> Tensor {
-    guard let stored = resolve(name) else {
+    guard let stored = resolve(name, shape: [count]) else {
       return try missing(name) { (source) throws(PEFTError) in
         try source.vector(name, count: count, initial: initial)
       }
@@ -99,11 +109,26 @@ public final class CheckpointSource: ParameterSource {
   private func resolve(_ name: String) -> String? {
     if weights[name] != nil { return name }
     let prefix = basePrefix + "."
+    let others = storedPrefixes.map { $0 + "." }
+    let candidates: [String]
     if name.hasPrefix(prefix) {
       let short = String(name.dropFirst(prefix.count))
-      return weights[short] == nil ? nil : short
+      candidates = [short] + others.map { $0 + short }
+    } else {
+      candidates = ([prefix] + others).map { $0 + name }
     }
-    return weights[prefix + name] == nil ? nil : prefix + name
+    return candidates.first { weights[$0] != nil }
+  }
+
+  /// The stored name; none for a head of another shape that is to be replaced.
+  private func resolve(_ name: String, shape: [Int]) -> String? {
+    guard let stored = resolve(name) else { return nil }
+    let isOther = replacesHead && weights[stored]?.shape != shape && Self.covers(headNames, name)
+    return isOther ? nil : stored
+  }
+
+  private static func covers(_ prefixes: Set<String>, _ name: String) -> Bool {
+    prefixes.contains { name == $0 || name.hasPrefix($0 + ".") }
   }
 
   private func open(_ stored: String, shape: [Int]) throws(PEFTError) -> any TensorFile {
@@ -122,7 +147,7 @@ public final class CheckpointSource: ParameterSource {
   private func missing<Value>(
     _ name: String, _ make: (RandomSource) throws(PEFTError) -> Value
   ) throws(PEFTError) -> Value {
-    if let fallback, randomNames.contains(where: { name == $0 || name.hasPrefix($0 + ".") }) {
+    if let fallback, Self.covers(randomNames, name) {
       initialized.append(name)
       return try make(fallback)
     }

@@ -4,7 +4,7 @@ import PEFT
 /// `peft eval`.
 struct Eval: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Compute loss and accuracy of a model with an adapter on a data file.",
+    abstract: "Compute the loss and the metrics of a model with an adapter on a data file.",
     discussion: """
       Column names and the length limit are those of the training, where the adapter's folder \
       holds them.
@@ -19,12 +19,13 @@ struct Eval: ParsableCommand {
   @Option(help: "The data: .csv, .tsv, .jsonl, .json or .txt.")
   var data: String
 
-  @Option(help: "SEQ_CLS or CAUSAL_LM; the adapter's own unless given.")
+  @Option(help: "SEQ_CLS, TOKEN_CLS, QUESTION_ANS or CAUSAL_LM; the adapter's own unless given.")
   var task: String?
 
   @OptionGroup var options: RunOptions
 
-  @Option(help: "auto, classification, text or tokens.")
+  @Option(
+    help: "auto, classification, token_classification, question_answering, text or tokens.")
   var dataFormat = DataConfiguration.Format.auto
 
   @Option(help: "The column of the text.")

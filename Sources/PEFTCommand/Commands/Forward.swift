@@ -7,8 +7,10 @@ struct Forward: ParsableCommand {
     abstract: "Run given token ids through a model and write what comes out.",
     discussion: """
       The input file holds input_ids and, if wanted, attention_mask, token_type_ids and labels, \
-      all I64 of shape [batch, tokens]; for SEQ_CLS labels has shape [batch]. The output file \
-      holds logits or last_hidden_state and, with labels, the loss, all F32.
+      all I64 of shape [batch, tokens]. For SEQ_CLS labels has shape [batch], or is F32 of shape \
+      [batch, labels] for several labels or numbers; for QUESTION_ANS there are start_positions \
+      and end_positions of shape [batch] instead. The output file holds logits, start_logits and \
+      end_logits, or last_hidden_state, and with labels the loss, all F32.
       """)
 
   @Option(help: ArgumentHelp("The model's folder.", valueName: "dir"))
@@ -57,28 +59,31 @@ struct Forward: ParsableCommand {
     let pass: ForwardPass
     var slopes: [SafetensorsItem] = []
     if gradients != nil {
-      pass = try ForwardPass(session.loaded.model, input)
+      pass = try ForwardPass(session.loaded.model, input, task: session.task)
       slopes = try Self.gradients(pass, session.peft)
     } else {
-      pass = try withoutGradients { try ForwardPass(session.loaded.model, input, adapters: rows) }
+      pass = try withoutGradients {
+        try ForwardPass(session.loaded.model, input, task: session.task, adapters: rows)
+      }
     }
-    var items = [SafetensorsItem(pass.outputName, pass.output)]
+    var items = pass.outputs.map { SafetensorsItem($0.name, $0.value) }
     if let loss = pass.loss { items.append(SafetensorsItem("loss", loss)) }
     if let gradients { try SafetensorsWriter.write(slopes, to: gradients) }
     try SafetensorsWriter.write(items, to: output)
     let loss = pass.loss.map { ", loss \($0.item)" } ?? ""
-    Terminal.writeError("\(output): \(pass.outputName) \(pass.output.shape)\(loss)\n")
+    let shapes = pass.outputs.map { "\($0.name) \($0.value.shape)" }.joined(separator: ", ")
+    Terminal.writeError("\(output): \(shapes)\(loss)\n")
     if let gradients { Terminal.writeError("\(gradients): \(slopes.count) gradients\n") }
   }
 
   /// Refuses before any work is done.
   private func checkGradients(_ session: ModelSession, _ input: ForwardInput) throws(PEFTError) {
-    guard input.labels != nil else {
+    guard input.hasLabels else {
       throw PEFTError(
         .invalidConfiguration, "gradients need labels, '\(input.path)' has none",
         at: "--gradients")
     }
-    if session.loaded.head == .none {
+    if session.task.loss == nil {
       throw PEFTError(
         .invalidConfiguration, "the task \(session.task.name) has no loss", at: "--gradients",
         remedy: "Give a task that has one with --task.")

@@ -21,12 +21,16 @@ struct Inspect: ParsableCommand {
   @OptionGroup var adapters: AdapterOptions
   @Option(
     help: ArgumentHelp(
-      "Show a new LoRA adapter with these settings.",
+      "Show a new adapter with these settings.",
       discussion: """
         peft's names in a JSON object, such as '{"r": 8, "target_modules": ["q_proj"]}', or a \
         file that holds one, such as an adapter_config.json.
         """, valueName: "json|file"))
   var lora: String?
+  @Option(
+    help: ArgumentHelp(
+      "The method of the new adapter: lora, dora, edora or lora-xs.", valueName: "name"))
+  var method = "lora"
   @OptionGroup var task: TaskOptions
 
   func validate() throws {
@@ -62,8 +66,12 @@ struct Inspect: ParsableCommand {
   }
 
   private func modelText() throws(PEFTError) -> String {
-    let settings: LoRASettings?
-    if let lora { settings = try LoRASettings(lora) } else { settings = nil }
+    let settings: AdapterSettings?
+    if let lora {
+      settings = try AdapterSettings(lora, option: "--lora", method: method)
+    } else {
+      settings = nil
+    }
     let session = try ModelSession(
       model: folder, adapters: adapters.adapters, task: task.task ?? settings?.config.taskType,
       content: .shapes)
@@ -73,7 +81,7 @@ struct Inspect: ParsableCommand {
       if config.taskType == nil, task.task != nil || session.loaded.head != .none {
         config.taskType = session.task.name
       }
-      do { try session.peft.add("default", config) } catch {
+      do { try session.peft.add("default", any: config, seed: 0) } catch {
         throw error.located(at: settings.place)
       }
     }

@@ -73,25 +73,33 @@ struct Merge: ParsableCommand {
   private func configMembers(
     _ loaded: LoadedModel, folders: [String]
   ) throws(PEFTError) -> JSONObject {
-    guard case .sequenceClassification(let count) = loaded.head else { return JSONObject() }
+    guard let count = loaded.head.labelCount else { return JSONObject() }
     var names: [String]?
     for folder in folders {
       let labels = try AdapterFolder(folder).labels()
       if labels?.count == count { names = labels?.names }
     }
     let old = loaded.model.configuration.object["id2label"]?.object
-    if names == nil, old?.members.count == count { return JSONObject() }
+    var problem: ProblemType?
+    for folder in folders { problem = try AdapterFolder(folder).problemType() ?? problem }
+    let recorded = try loaded.model.configuration.problemType()
+    var members: [(String, JSONValue)] = []
+    if let problem, problem != recorded {
+      members.append(("problem_type", .string(problem.rawValue)))
+    }
+    if names == nil, old?.members.count == count { return JSONObject(members) }
     let labels = names ?? (0..<count).map { "LABEL_\($0)" }
-    return JSONObject([
-      (
-        "id2label",
-        .object(JSONObject(labels.enumerated().map { ("\($0.offset)", .string($0.element)) }))
-      ),
-      (
-        "label2id",
-        .object(JSONObject(labels.enumerated().map { ($0.element, .int($0.offset)) }))
-      ),
-    ])
+    return JSONObject(
+      members + [
+        (
+          "id2label",
+          .object(JSONObject(labels.enumerated().map { ("\($0.offset)", .string($0.element)) }))
+        ),
+        (
+          "label2id",
+          .object(JSONObject(labels.enumerated().map { ($0.element, .int($0.offset)) }))
+        ),
+      ])
   }
 }
 
@@ -114,7 +122,7 @@ struct MergeProbe {
     (output, quantity) = withoutGradients {
       switch model {
       case let model as any SequenceClassifier: return (model.logits(batch, context), "logit")
-      case let model as any CausalLanguageModel: return (model.logits(batch, context), "logit")
+      case let model as any TokenOutputModel: return (model.logits(batch, context), "logit")
       default: return (model.lastHiddenState(batch, context), "hidden state")
       }
     }

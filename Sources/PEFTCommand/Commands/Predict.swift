@@ -4,11 +4,16 @@ import PEFT
 /// `peft predict`.
 struct Predict: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Classify texts with a model and an adapter.",
+    abstract: "Classify texts, label words or answer questions with a model and an adapter.",
     discussion: """
       The texts are the arguments, or the lines or records of --input, or the lines of the \
-      standard input that are not empty. Prints for each text the text, its label and the label's probability, \
-      separated by tabs.
+      standard input that are not empty. Prints a line for each of them, fields separated by tabs:
+
+        SEQ_CLS       the text, its label and the label's probability; of several labels those \
+      above a half, each with its probability; of a regression the numbers
+        TOKEN_CLS     the words, then their labels, separated by spaces
+        QUESTION_ANS  the question, the answer and its probability; questions are the arguments, \
+      with --context, or records with question and context
       """)
 
   @Option(help: "The folder of the base model.")
@@ -17,7 +22,12 @@ struct Predict: ParsableCommand {
   @Option(help: "The folder of the adapter; without one the model is used as it is.")
   var adapter: String?
 
-  @Option(help: "A file: .csv, .tsv, .jsonl or .json with a text column, else a text a line.")
+  @Option(help: "SEQ_CLS, TOKEN_CLS or QUESTION_ANS; the adapter's own unless given.")
+  var task: String?
+
+  @Option(
+    help: "A file: .csv, .tsv, .jsonl or .json with a column of texts or words, else a text a line."
+  )
   var input: String?
 
   @Option(help: "The column of the text in --input.")
@@ -25,6 +35,9 @@ struct Predict: ParsableCommand {
 
   @Option(help: "The column of the second text in --input.")
   var textPairColumn: String?
+
+  @Option(help: "What the answers to the questions are taken from.")
+  var context: String?
 
   @OptionGroup var options: RunOptions
 
@@ -46,64 +59,172 @@ struct Predict: ParsableCommand {
     if input != nil, !texts.isEmpty {
       throw ValidationError("Give either --input or texts, not both.")
     }
+    if input != nil, context != nil {
+      throw ValidationError("--context: the records of --input have contexts of their own.")
+    }
   }
 
   func run() throws {
     options.apply()
     let adapted = try AdaptedModel(
-      model, adapter: adapter, task: adapter == nil ? "SEQ_CLS" : nil, precision: options.precision,
-      registry: .standard)
+      model, adapter: adapter, task: task ?? (adapter == nil ? implied() : nil),
+      precision: options.precision, registry: .standard)
     let tokenizer = try adapted.tokenizer()
+    switch adapted.task {
+    case .tokenClassification: try label(adapted, tokenizer)
+    case .questionAnswering: try answer(adapted, tokenizer)
+    default:
+      if context != nil {
+        throw PEFTError(
+          .invalidConfiguration, "the task \(adapted.task.name) takes no context", at: "--context")
+      }
+      try classify(adapted, tokenizer)
+    }
+  }
+
+  /// The task of a model without an adapter: that of its architecture where it gives an answer.
+  private func implied() throws(PEFTError) -> String {
+    let configuration = try ModelConfiguration(folder: model)
+    let types = TunerRegistry.standard.taskTypes
+    let task = types.type(ofArchitectures: configuration.architectures)
+    let answering: [TaskType] = [.tokenClassification, .questionAnswering]
+    if let task, answering.contains(task) { return task.name }
+    return TaskType.sequenceClassification.name
+  }
+
+  // MARK: Sequences
+
+  private func classify(_ adapted: AdaptedModel, _ tokenizer: Tokenizer) throws {
     func answer(_ items: [(text: String, pair: String?)]) throws(PEFTError) {
-      let predictions = try adapted.classify(items, tokenizer: tokenizer, maxLength: maxLength)
-      for (item, prediction) in zip(items, predictions) {
-        try Terminal.write(line(item, prediction) + "\n")
+      let judgements = try adapted.judge(items, tokenizer: tokenizer, maxLength: maxLength)
+      for (item, judgement) in zip(items, judgements) {
+        try Terminal.write(line(item, judgement) + "\n")
       }
     }
-    if input == nil, texts.isEmpty {
-      // A person gets an answer after every line.
-      let size = Terminal.isInteractive ? 1 : batchSize
-      var pending: [(text: String, pair: String?)] = []
-      while let text = readLine() {
-        if text.allSatisfy(\.isWhitespace) { continue }
-        pending.append((text, nil))
-        if pending.count == size {
-          try answer(pending)
-          pending.removeAll()
-        }
+    guard let input else {
+      return try forEachLine { (lines) throws(PEFTError) in
+        try answer(lines.map { (text: $0, pair: String?.none) })
       }
-      return try answer(pending)
     }
-    let items =
-      try input.map { (path) throws(PEFTError) in try read(path, adapted.data) }
-      ?? texts.map { ($0, nil) }
+    let items = try DataFile.texts(input, columns(adapted.data))
     for start in stride(from: 0, to: items.count, by: batchSize) {
       try answer(Array(items[start..<min(start + batchSize, items.count)]))
     }
   }
 
-  /// The texts of a file.
-  private func read(
-    _ path: String, _ trained: DataConfiguration
-  ) throws(PEFTError) -> [(text: String, pair: String?)] {
-    var columns = trained
-    columns.textColumn = textColumn ?? columns.textColumn
-    columns.textPairColumn = textPairColumn ?? columns.textPairColumn
-    return try DataFile.texts(path, columns)
-  }
-
-  private func line(_ item: (text: String, pair: String?), _ prediction: Prediction) -> String {
-    if json {
-      var members: [(String, JSONValue)] = [("text", .string(item.text))]
-      if let pair = item.pair { members.append(("text_pair", .string(pair))) }
+  private func line(_ item: (text: String, pair: String?), _ judgement: Judgement) -> String {
+    var members: [(String, JSONValue)] = [("text", .string(item.text))]
+    if let pair = item.pair { members.append(("text_pair", .string(pair))) }
+    let text = [item.text, item.pair].compactMap { $0 }.joined(separator: " | ")
+    let fields: [String]
+    switch judgement {
+    case .label(let prediction):
+      fields = [prediction.label, fixed(prediction.probability, 4)]
       members += [
         ("label", .string(prediction.label)), ("probability", .double(prediction.probability)),
       ]
-      return JSONValue.object(JSONObject(members)).text(.spaced)
+    case .labels(let all):
+      let chosen = all.filter { $0.probability > 0.5 }
+      fields = [
+        chosen.map(\.label).joined(separator: ", "),
+        chosen.map { fixed($0.probability, 4) }.joined(separator: ", "),
+      ]
+      let probabilities = all.map { ($0.label, JSONValue.double($0.probability)) }
+      members += [
+        ("labels", .array(chosen.map { .string($0.label) })),
+        ("probabilities", .object(JSONObject(probabilities))),
+      ]
+    case .values(let values):
+      fields = [values.map { fixed(Double($0), 4) }.joined(separator: ", ")]
+      members.append(("values", .array(values.map { .double(Double($0)) })))
     }
-    // One text is one line of three fields, whatever is in it.
-    let text = [item.text, item.pair].compactMap { $0 }.joined(separator: " | ")
-      .map { $0 == "\t" || $0.isNewline ? " " : $0 }
-    return "\(String(text))\t\(prediction.label)\t\(fixed(prediction.probability, 4))"
+    return output(members, [text] + fields)
+  }
+
+  // MARK: Tokens
+
+  private func label(_ adapted: AdaptedModel, _ tokenizer: Tokenizer) throws {
+    func answer(_ texts: [[String]]) throws(PEFTError) {
+      let tags = try adapted.tag(texts, tokenizer: tokenizer, maxLength: maxLength)
+      for (words, predictions) in zip(texts, tags) {
+        let labels = predictions.map { $0?.label ?? "?" }
+        let members: [(String, JSONValue)] = [
+          ("words", .array(words.map { .string($0) })),
+          ("labels", .array(predictions.map { $0.map { .string($0.label) } ?? .null })),
+          (
+            "probabilities", .array(predictions.map { $0.map { .double($0.probability) } ?? .null })
+          ),
+        ]
+        let fields = [words.joined(separator: " "), labels.joined(separator: " ")]
+        try Terminal.write(output(members, fields) + "\n")
+      }
+    }
+    guard let input else {
+      return try forEachLine { (lines) throws(PEFTError) in try answer(lines.map(DataFile.split)) }
+    }
+    try answer(try DataFile.words(input, columns(adapted.data)))
+  }
+
+  private func answer(_ adapted: AdaptedModel, _ tokenizer: Tokenizer) throws {
+    func answer(_ question: String, _ context: String) throws(PEFTError) {
+      let found = try adapted.answer(
+        question, context: context, tokenizer: tokenizer, maxLength: maxLength)
+      let members: [(String, JSONValue)] = [
+        ("question", .string(question)), ("answer", .string(found.text)),
+        ("probability", .double(found.probability)),
+      ]
+      try Terminal.write(
+        output(members, [question, found.text, fixed(found.probability, 4)]) + "\n")
+    }
+    if let input {
+      for (question, context) in try DataFile.questions(input) { try answer(question, context) }
+      return
+    }
+    guard let context else {
+      throw PEFTError(
+        .invalidConfiguration, "a question needs a context to answer it from", at: "--context",
+        remedy: "Give it, or records with question and context with --input.")
+    }
+    try forEachLine { (lines) throws(PEFTError) in
+      for line in lines { try answer(line, context) }
+    }
+  }
+
+  // MARK: Input and output
+
+  private func columns(_ trained: DataConfiguration) -> DataConfiguration {
+    var columns = trained
+    columns.textColumn = textColumn ?? columns.textColumn
+    columns.textPairColumn = textPairColumn ?? columns.textPairColumn
+    return columns
+  }
+
+  /// Calls `body` with the arguments, or with the lines of the standard input, a few at a time.
+  private func forEachLine(_ body: ([String]) throws(PEFTError) -> Void) throws(PEFTError) {
+    if !texts.isEmpty {
+      for start in stride(from: 0, to: texts.count, by: batchSize) {
+        try body(Array(texts[start..<min(start + batchSize, texts.count)]))
+      }
+      return
+    }
+    // A person gets an answer after every line.
+    let size = Terminal.isInteractive ? 1 : batchSize
+    var pending: [String] = []
+    while let text = readLine() {
+      if text.allSatisfy(\.isWhitespace) { continue }
+      pending.append(text)
+      if pending.count == size {
+        try body(pending)
+        pending.removeAll()
+      }
+    }
+    try body(pending)
+  }
+
+  /// One line: a JSON object, or fields, whatever is in them.
+  private func output(_ members: [(String, JSONValue)], _ fields: [String]) -> String {
+    if json { return JSONValue.object(JSONObject(members)).text(.spaced) }
+    return fields.map { String($0.map { $0 == "\t" || $0.isNewline ? " " : $0 }) }
+      .joined(separator: "\t")
   }
 }

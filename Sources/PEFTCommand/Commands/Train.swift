@@ -80,6 +80,7 @@ struct Train: ParsableCommand {
     if configuration.randomWeights { weights += ", random weights" }
     var task = run.task.name
     if let labels = run.labels { task += ", \(labels.count) labels" }
+    if run.problem != .singleLabel { task += ", \(run.problem.rawValue)" }
     var data = "\(grouped(run.train.count)) training"
     if let validation = run.validation { data += ", \(grouped(validation.count)) validation" }
     if let test = run.test { data += ", \(grouped(test.count)) test" }

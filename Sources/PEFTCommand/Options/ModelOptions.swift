@@ -31,7 +31,7 @@ extension WeightPrecision: ExpressibleByArgument {}
 struct TaskOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
-      "SEQ_CLS, CAUSAL_LM or FEATURE_EXTRACTION.",
+      "SEQ_CLS, TOKEN_CLS, QUESTION_ANS, CAUSAL_LM or FEATURE_EXTRACTION.",
       discussion: "By default the adapter's task_type, else what config.json's architectures say.",
       valueName: "type"))
   var task: String?

@@ -16,14 +16,22 @@ struct ForwardInput {
   let types: [Int32]?
   /// `[batch]` or `[batch, width]`.
   let labels: (shape: [Int], values: [Int32])?
+  /// `labels` as numbers, `[batch, labels]`, of several labels or of a regression.
+  let targets: Tensor?
+  /// `start_positions` and `end_positions`, `[batch]`.
+  let answers: (starts: [Int32], ends: [Int32])?
 
-  /// Reads `input_ids` and, where present, `attention_mask`, `token_type_ids` and `labels`.
+  /// Reads `input_ids` and, where present, `attention_mask`, `token_type_ids`, and `labels` or
+  /// `start_positions` and `end_positions`.
   ///
   /// - Throws: ``PEFTError`` naming the file and the tensor: missing, of another type or shape.
   init(_ path: String) throws(PEFTError) {
     self.path = path
     let file = try SafetensorsFile(path)
-    let known = ["input_ids", "attention_mask", "token_type_ids", "labels"]
+    let known = [
+      "input_ids", "attention_mask", "token_type_ids", "labels", "start_positions",
+      "end_positions",
+    ]
     if let other = file.names.first(where: { !known.contains($0) }) {
       throw PEFTError(
         .unexpectedTensor, "the tensor '\(other)' is not an input", at: path,
@@ -48,8 +56,36 @@ struct ForwardInput {
     self.ids = ids
     mask = try rectangle("attention_mask")
     types = try rectangle("token_type_ids")
-    labels = file["labels"] == nil ? nil : try file.integers("labels")
+    if file["labels"]?.type == .float32 {
+      (labels, targets) = (nil, try file.tensor("labels"))
+    } else {
+      (labels, targets) = (file["labels"] == nil ? nil : try file.integers("labels"), nil)
+    }
+    let answerKeys = ["start_positions", "end_positions"].filter { file[$0] != nil }
+    if answerKeys.count == 1 {
+      throw PEFTError(
+        .missingTensor, "'\(answerKeys[0])' needs the other end of the answers beside it", at: path)
+    }
+    var places: [[Int32]] = []
+    for key in answerKeys {
+      let tensor = try file.integers(key)
+      guard tensor.shape == [shape[0]] else {
+        throw PEFTError(
+          .shapeMismatch, "'\(key)' has shape \(tensor.shape), [\(shape[0])] was expected", at: path
+        )
+      }
+      if let negative = tensor.values.first(where: { $0 < 0 }) {
+        throw PEFTError(
+          .invalidData, "'\(key)' holds \(negative), places from 0 were expected", at: path,
+          remedy: "Places beyond the last token are not counted.")
+      }
+      places.append(tensor.values)
+    }
+    answers = places.count == 2 ? (places[0], places[1]) : nil
   }
+
+  /// Whether there is anything to compute a loss from.
+  var hasLabels: Bool { labels != nil || targets != nil || answers != nil }
 
   /// All places of the rectangle as rows, hidden ones included: their outputs are written too.
   ///
@@ -60,17 +96,16 @@ struct ForwardInput {
 
   /// The rows that decide about a class.
   ///
-  /// Hidden places at the end are left out, so that a decoder's last row is the last visible token
-  /// and no work is done for padding.
+  /// Places at the end that decide nothing are left out: no work is done for padding.
   ///
-  /// - Parameter paddingToken: Found at the end of a sequence, it is padding; for inputs without a
-  ///   mask.
+  /// - Parameter paddingToken: Where there is one, it alone says what padding is, as in
+  ///   transformers; else the mask does.
   func trimmed(paddingToken: Int32?) -> TokenBatch {
     batch { row in
       let places = row * width..<(row + 1) * width
       let last = places.last { place in
-        if let mask { return mask[place] != 0 }
-        return paddingToken.map { ids[place] != $0 } ?? true
+        if let paddingToken { return ids[place] != paddingToken }
+        return mask.map { $0[place] != 0 } ?? true
       }
       return last.map { $0 - places.lowerBound + 1 } ?? 1
     }
@@ -102,6 +137,49 @@ struct ForwardInput {
     guard labels.shape == [batch] else { throw wrongLabels("[\(batch)]") }
     try check(classes)
     return labels.values
+  }
+
+  /// The numbers of each sequence, for several labels or a regression; integers count too.
+  ///
+  /// - Parameter count: How many a sequence has.
+  /// - Throws: ``PEFTError`` for another shape.
+  func numbers(_ count: Int) throws(PEFTError) -> [Float]? {
+    let shape: [Int]
+    let values: [Float]
+    if let targets {
+      (shape, values) = (targets.shape, targets.scalars)
+    } else if let labels {
+      (shape, values) = (labels.shape, labels.values.map(Float.init))
+    } else {
+      return nil
+    }
+    guard shape == [batch, count] || count == 1 && shape == [batch] else {
+      throw PEFTError(
+        .shapeMismatch,
+        "'labels' has shape \(shape), [\(batch), \(count)] was expected for this task", at: path)
+    }
+    return values
+  }
+
+  /// The label of each row of the rectangle, for a classifier of tokens.
+  ///
+  /// - Parameter classes: Number of labels.
+  /// - Throws: ``PEFTError`` for another shape or a label that is no class.
+  func tokenLabels(_ classes: Int) throws(PEFTError) -> [Int32]? {
+    guard let labels else { return nil }
+    guard labels.shape == [batch, width] else { throw wrongLabels("[\(batch), \(width)]") }
+    try check(classes)
+    return labels.values
+  }
+
+  /// The ends of the answers; those beyond the rectangle do not count, as in transformers.
+  var answerRows: (starts: [Int32], ends: [Int32])? {
+    answers.map { answers in
+      func valid(_ places: [Int32]) -> [Int32] {
+        places.map { Int($0) < width ? $0 : ignoredLabel }
+      }
+      return (valid(answers.starts), valid(answers.ends))
+    }
   }
 
   /// For each row of the rectangle the label of the next one, for a language model.

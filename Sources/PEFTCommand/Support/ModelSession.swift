@@ -39,6 +39,8 @@ struct ModelSession {
     case .weights(let precision):
       var options = ModelOptions()
       options.precision = precision
+      // The adapter may hold a head with another number of labels than the model's.
+      options.replacesHead = folders.contains { $0.classCount != nil }
       loaded = try ModelLoader.load(model, head: choice.head, options: options)
     case .shapes:
       loaded = try ModelLoader.describe(model, head: choice.head)

@@ -21,23 +21,22 @@ struct TaskChoice {
       return
     }
     let place = name == nil ? adapters.first?.configPath ?? "--task" : "--task"
-    do { task = try registry.taskType(chosen) } catch { throw error.located(at: place) }
-    switch task {
-    case .sequenceClassification:
-      head = .sequenceClassification(labels: try Self.labels(configuration, adapters))
-    case .causalLM: head = .causalLM
-    case .featureExtraction:
-      // An adapter for hidden states may have been made on a model with a head; its keys tell.
-      let prefix = "base_model.model.\(try ModelLoader.basePrefix(configuration))."
-      let hasHead =
-        name == nil
-        && adapters.contains { $0.tensors.names.contains { $0.hasPrefix(prefix) } }
-      head = hasHead ? try ModelLoader.defaultHead(configuration) : .none
-    default:
-      throw PEFTError(
-        .unsupported, "the task \(task.name) is not supported", at: place,
-        remedy: "Supported: SEQ_CLS, CAUSAL_LM, FEATURE_EXTRACTION.")
+    let type: TaskType
+    do { type = try registry.taskType(chosen) } catch { throw error.located(at: place) }
+    guard type == .featureExtraction else {
+      task = type
+      do { head = try type.head(labelCount: Self.labels(configuration, adapters)) } catch {
+        throw error.located(at: place)
+      }
+      return
     }
+    // An adapter for hidden states may have been made on a model with a head: then its keys have
+    // the name of the base before them. As in peft the head's outputs are those of the model; where
+    // hidden states are asked for, it is there for the names' sake.
+    let prefix = "base_model.model.\(try ModelLoader.basePrefix(configuration))."
+    let hasHead = adapters.contains { $0.tensors.names.contains { $0.hasPrefix(prefix) } }
+    head = hasHead ? try ModelLoader.defaultHead(configuration) : .none
+    task = name == nil ? Self.task(of: head) : type
   }
 
   /// The task that a head is for.
@@ -45,7 +44,10 @@ struct TaskChoice {
     switch head {
     case .none: return .featureExtraction
     case .sequenceClassification: return .sequenceClassification
+    case .tokenClassification: return .tokenClassification
+    case .questionAnswering: return .questionAnswering
     case .causalLM: return .causalLM
+    case .seq2SeqLM: return .seq2SeqLM
     }
   }
 

@@ -56,17 +56,3 @@ private final class TakeableTensor: Sendable {
     tensor.withLock { $0.take() ?? Tensor.zeros([0]) }
   }
 }
-
-/// Mean squared error against targets: the loss of a regression head (`num_labels` 1).
-public func meanSquaredError(_ predictions: Tensor, targets: [Float]) -> Tensor {
-  precondition(predictions.count == targets.count)
-  let values = predictions.scalars
-  let n = Double(targets.count)
-  let sum = zip(values, targets).reduce(0.0) { $0 + Double(($1.0 - $1.1) * ($1.0 - $1.1)) }
-  let shape = predictions.shape
-  return Tensor(Float(sum / n)).recorded(from: [predictions]) { gradient, sink in
-    let factor = 2 * gradient.item / Float(n)
-    sink.add(
-      Tensor(shape: shape, scalars: zip(values, targets).map { factor * ($0 - $1) }), to: 0)
-  }
-}

@@ -5,12 +5,6 @@ import PEFTSupport
 import Tensors
 import Tokenizers
 
-#if canImport(Glibc)
-  import Glibc
-#elseif canImport(Darwin)
-  import Darwin
-#endif
-
 /// A model with a trained adapter, for evaluation and prediction.
 public struct AdaptedModel {
   /// The task.
@@ -19,8 +13,10 @@ public struct AdaptedModel {
   public let model: PeftModel
   /// The base model.
   public let base: LoadedModel
-  /// The classes, for SEQ_CLS.
+  /// The classes, where they have names.
   public let labels: LabelSet?
+  /// What the numbers of a sequence classifier are.
+  public let problem: ProblemType
   /// Columns and lengths as the adapter was trained with, where its folder says.
   public let data: DataConfiguration
   let objective: any Objective
@@ -44,29 +40,39 @@ public struct AdaptedModel {
     var resolved = try task.map { (name) throws(PEFTError) in try registry.taskType(name) }
     if resolved == nil { resolved = try content?.task(registry) }
     if resolved == nil {
-      for name in settings.architectures where resolved == nil {
-        if name.hasSuffix("ForCausalLM") { resolved = .causalLM }
-        if name.hasSuffix("ForSequenceClassification") { resolved = .sequenceClassification }
-      }
+      resolved = registry.taskTypes.type(ofArchitectures: settings.architectures)
     }
     guard let resolved else {
       throw PEFTError(
         .invalidConfiguration, "neither the adapter nor the model says what the task is",
-        at: adapter ?? folder, remedy: "Give --task SEQ_CLS or --task CAUSAL_LM.")
+        at: adapter ?? folder,
+        remedy: "Give it with --task: \(registry.taskTypes.names.joined(separator: ", ")).")
     }
     self.task = resolved
-    labels =
-      resolved == .sequenceClassification ? try Self.labels(settings, content) : nil
+    data = try content.map { (folder) throws(PEFTError) in try Self.data(folder.path) } ?? .init()
+    let count: Int
+    if let own = content?.classCount {
+      count = own
+    } else {
+      count = try ModelLoader.labelCount(settings)
+    }
+    let recorded = try settings.problemType()
+    let known = data.problemType ?? recorded
+    problem = known ?? (count == 1 ? .regression : .singleLabel)
+    let labelling = try resolved.training().labelling
+    let hasLabels =
+      labelling == .tokens || labelling == .sequences && problem != .regression
+    labels = hasLabels ? try Self.labels(settings, content) : nil
     var options = ModelOptions()
     options.precision = precision
     let built = try TaskModel(
-      folder, task: resolved, labelCount: labels?.count ?? 0, options: options,
+      folder, task: resolved, labelCount: labels?.count ?? count,
+      context: TaskContext(labels: labels, problem: problem), options: options,
       registry: registry)
     base = built.loaded
     model = built.model
     objective = built.objective
     self.folder = folder
-    data = try content.map { (folder) throws(PEFTError) in try Self.data(folder.path) } ?? .init()
     if let content {
       try model.load(content.path)
       let replaced = try model.targetReport(of: "default").saved
@@ -90,10 +96,13 @@ public struct AdaptedModel {
   }
 
   /// Columns and lengths in the record that a training run leaves beside its adapter.
-  private static func data(_ adapter: String) throws(PEFTError) -> DataConfiguration {
+  static func data(_ adapter: String) throws(PEFTError) -> DataConfiguration {
     guard FileSystem.exists(FileSystem.join(adapter, RunRecord.fileName)) else { return .init() }
     let settings = try RunRecord(folder: adapter).settings
-    let keys = ["text_column", "text_pair_column", "label_column", "max_length"]
+    let keys = [
+      "text_column", "text_pair_column", "label_column", "max_length", "problem_type",
+      "label_all_tokens", "doc_stride",
+    ]
     var reader = SettingsReader(JSONObject(keys.map { ($0, settings[$0] ?? .null) }))
     return try DataConfiguration(&reader)
   }
@@ -132,74 +141,11 @@ public struct AdaptedModel {
   ) throws -> EvaluationResult {
     let source = try DataSource(path, data, task: task)
     let builder = try DatasetBuilder(
-      task: task, configuration: data, limits: InputLimits(base.model.configuration),
-      labels: labels, tokenizer: source.format == .tokens ? nil : try tokenizer())
+      task: task, configuration: data, limits: base.model.inputLimits, labels: labels,
+      problem: problem, tokenizer: source.format == .tokens ? nil : try tokenizer())
     let dataset = try builder.dataset(source)
     return try Evaluator(objective).evaluate(dataset, batchSize: batchSize) { done in
       try progress(done, dataset.count)
     }
-  }
-}
-
-/// The answer of a classifier to one text.
-public struct Prediction: Sendable, Equatable {
-  /// The most probable class.
-  public var label: String
-  /// Its probability.
-  public var probability: Double
-  /// The probabilities of all classes by id.
-  public var probabilities: [Double]
-}
-
-extension AdaptedModel {
-  /// The classes of texts.
-  ///
-  /// - Parameters:
-  ///   - texts: The texts, each alone or with the second one of a pair.
-  ///   - tokenizer: The model's; see ``tokenizer()``.
-  ///   - maxLength: Most tokens of a text; that of the training, else the tokenizer's, unless given.
-  /// - Throws: ``PEFTError`` when the model is no classifier or a text cannot be tokenised.
-  public func classify(
-    _ texts: [(text: String, pair: String?)], tokenizer: Tokenizer, maxLength: Int? = nil
-  ) throws(PEFTError) -> [Prediction] {
-    guard let classifier = base.model as? any SequenceClassifier, let labels else {
-      throw PEFTError(
-        .unsupported, "the task \(task.name) has no labels to predict",
-        remedy: "Use 'peft generate' for language models.")
-    }
-    let limits = try InputLimits(base.model.configuration)
-    var tokenizer = tokenizer
-    tokenizer.padding = nil
-    let usual = data.maxLength ?? tokenizer.truncation?.maxLength ?? DatasetBuilder.defaultMaxLength
-    let length = min(maxLength ?? usual, limits.positions)
-    var encoder = tokenizer.makeEncoder()
-    var examples: [Example] = []
-    for (index, (text, pair)) in texts.enumerated() {
-      let encoding = encoder.encode(text, pair: pair, maxLength: length)
-      let types = limits.types > 1 && pair != nil ? encoding.typeIDs : nil
-      let example = Example(tokenIDs: encoding.ids, typeIDs: types, labels: [0])
-      try limits.check(example, at: "text \(index + 1)")
-      examples.append(example)
-    }
-    guard !examples.isEmpty else { return [] }
-    let batch = Batch(examples)
-    let logits = withoutGradients {
-      classifier.logits(batch.tokens, ForwardContext(batch.tokens.layout))
-    }
-    let values = logits.scalars
-    let count = labels.count
-    return texts.indices.map { index in
-      Self.prediction(Array(values[index * count..<(index + 1) * count]), labels)
-    }
-  }
-
-  private static func prediction(_ logits: [Float], _ labels: LabelSet) -> Prediction {
-    let largest = Double(logits.max() ?? 0)
-    let weights = logits.map { exp(Double($0) - largest) }
-    let sum = weights.reduce(0, +)
-    let probabilities = weights.map { $0 / sum }
-    let best = logits.indices.max { logits[$0] < logits[$1] } ?? 0
-    return Prediction(
-      label: labels.names[best], probability: probabilities[best], probabilities: probabilities)
   }
 }

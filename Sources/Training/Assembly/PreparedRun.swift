@@ -17,8 +17,10 @@ public struct PreparedRun {
   public let model: PeftModel
   /// Paths of the modules that the adapter changes or replaces.
   public let targets: TargetReport
-  /// The classes, for SEQ_CLS.
+  /// The classes, where they have names.
   public let labels: LabelSet?
+  /// What the numbers of a sequence classifier are.
+  public let problem: ProblemType
   /// The training data.
   public let train: Dataset
   /// The data to evaluate during training.
@@ -44,18 +46,22 @@ public struct PreparedRun {
       folder: configuration.model, overrides: configuration.modelConfig)
     let files = try DataFiles(configuration, initialTask: try initial?.task(registry), registry)
     task = try files.task(settings)
-    guard [.sequenceClassification, .causalLM].contains(task) else {
-      throw TaskModel.unsupported(task)
-    }
-    labels =
-      task == .sequenceClassification
-      ? try files.labels(settings, initial: initial, columns: configuration.data) : nil
+    let training = try task.training()
+    // Says what is missing before any data is read.
+    let limits = try ModelLoader.inputLimits(settings, head: training.head(labelCount: 2))
+    problem =
+      training.labelling == .sequences
+      ? try files.problem(settings, initial: initial, data: configuration.data) : .singleLabel
+    let found = try files.labels(
+      settings, task: task, labelling: training.labelling, problem: problem, initial: initial,
+      columns: configuration.data)
+    labels = found.labels
 
     let tokenizer =
       files.all.contains { $0.format != .tokens } ? try Tokenizer(folder: configuration.model) : nil
     let builder = try DatasetBuilder(
-      task: task, configuration: configuration.data, limits: InputLimits(settings),
-      labels: labels, tokenizer: tokenizer)
+      task: task, configuration: configuration.data, limits: limits, labels: labels,
+      problem: problem, tokenizer: tokenizer)
     train = try builder.dataset(files.train)
     validation = try files.validation.map { (file) throws(PEFTError) in
       try builder.dataset(file)
@@ -68,8 +74,8 @@ public struct PreparedRun {
     options.randomWeights = configuration.randomWeights
     options.seed = UInt64(configuration.arguments.seed)
     let built = try TaskModel(
-      configuration.model, task: task, labelCount: labels?.count ?? 0, options: options,
-      registry: registry)
+      configuration.model, task: task, labelCount: found.count,
+      context: TaskContext(labels: labels, problem: problem), options: options, registry: registry)
     base = built.loaded
     model = built.model
     objective = built.objective
@@ -89,8 +95,16 @@ public struct PreparedRun {
         "\(grouped(train.truncatedCount)) of \(grouped(train.count)) training examples reach the "
           + "length limit and may be cut")
     }
+    if initial == nil, !configuration.randomWeights {
+      let heads = built.loaded.outputHeads
+      let new = built.loaded.newParameters.filter { name in
+        heads.contains { name.hasPrefix("\($0).") }
+      }
+      if !new.isEmpty { notices.append("new, drawn at random: \(new.joined(separator: ", "))") }
+    }
     var resolved = configuration
     resolved.taskType = task.name
+    if training.labelling == .sequences { resolved.data.problemType = problem }
     self.configuration = resolved
     self.notices = notices
   }
@@ -133,6 +147,7 @@ private struct DataFiles {
   let validation: DataSource?
   let test: DataSource?
   private let given: TaskType?
+  private let registry: TunerRegistry
 
   init(
     _ configuration: RunConfiguration, initialTask: TaskType?, _ registry: TunerRegistry
@@ -150,6 +165,7 @@ private struct DataFiles {
         "'task_type' is \(task.name), but the adapter in 'init_adapter' is for \(initialTask.name)")
     }
     given = task ?? initialTask
+    self.registry = registry
     train = try DataSource(trainFile, data, task: given)
     let implied = given ?? train.impliedTask
     validation = try data.validationFile.map { (path) throws(PEFTError) in
@@ -165,32 +181,48 @@ private struct DataFiles {
   /// The task: as configured, else as the data says, else as config.json's `architectures` says.
   func task(_ settings: ModelConfiguration) throws(PEFTError) -> TaskType {
     if let task = given ?? train.impliedTask { return task }
-    for name in settings.architectures {
-      if name.hasSuffix("ForCausalLM") { return .causalLM }
-      if name.hasSuffix("ForSequenceClassification") { return .sequenceClassification }
-    }
+    if let task = registry.taskTypes.type(ofArchitectures: settings.architectures) { return task }
     throw PEFTError(
       .invalidConfiguration, "neither the data nor the model says what the task is",
-      remedy: "Set 'task_type' to SEQ_CLS or CAUSAL_LM.")
+      remedy: "Set 'task_type' to one of \(registry.taskTypes.names.joined(separator: ", ")).")
   }
 
-  /// The classes: as configured, else those of the initial adapter, else those of the model when
-  /// they are the data's, else those of the data.
+  /// What the labels of sequences are: as configured, else as the initial adapter was trained, else
+  /// as config.json has it, else as the first record shows.
+  func problem(
+    _ settings: ModelConfiguration, initial: AdapterFolder?, data: DataConfiguration
+  ) throws(PEFTError) -> ProblemType {
+    if let problem = data.problemType { return problem }
+    if let initial, let problem = try initial.problemType() {
+      return problem
+    }
+    return try settings.problemType() ?? train.impliedProblem(data.labelColumn)
+  }
+
+  /// The classes and their number: as configured, else those of the initial adapter, else those of
+  /// the model when they are the data's, else those of the data.
   func labels(
-    _ settings: ModelConfiguration, initial: AdapterFolder?, columns: DataConfiguration
-  ) throws(PEFTError) -> LabelSet {
-    let labels = try unchecked(settings, initial, columns)
-    if labels.count < 2 {
+    _ settings: ModelConfiguration, task: TaskType, labelling: TaskLabelling,
+    problem: ProblemType, initial: AdapterFolder?, columns: DataConfiguration
+  ) throws(PEFTError) -> (labels: LabelSet?, count: Int) {
+    if labelling == .none { return (nil, 2) }
+    if labelling == .sequences, problem == .regression {
+      let column = train.format == .tokens ? "label" : columns.labelColumn
+      return (nil, try train.records.first?.numbers(column).count ?? 1)
+    }
+    let labels = try unchecked(settings, initial, columns, ofTokens: labelling == .tokens)
+    if labels.count < 2, problem == .singleLabel {
       throw PEFTError(
         .invalidData,
         "there is only one label, '\(labels.names.first ?? "")'; a classifier needs "
           + "two or more", at: train.path, remedy: "Check 'label_column'.")
     }
-    return labels
+    return (labels, labels.count)
   }
 
   private func unchecked(
-    _ settings: ModelConfiguration, _ initial: AdapterFolder?, _ columns: DataConfiguration
+    _ settings: ModelConfiguration, _ initial: AdapterFolder?, _ columns: DataConfiguration,
+    ofTokens: Bool
   ) throws(PEFTError) -> LabelSet {
     switch columns.labels {
     case .list(let names)?:
@@ -203,16 +235,17 @@ private struct DataFiles {
     if let count = initial?.classCount {
       return own?.count == count ? own! : try .unnamed(count)
     }
-    if train.format == .tokens, let largest = try train.largestLabel() {
-      if let own, own.count > largest { return own }
-      if let count = settings.object["num_labels"]?.int, count > largest {
-        return try .unnamed(count)
-      }
-      return try .unnamed(largest + 1)
-    }
-    let column = train.format == .tokens ? "label" : columns.labelColumn
     var columns = columns
-    columns.labelColumn = column
+    if train.format == .tokens {
+      columns.labelColumn = ofTokens ? "labels" : "label"
+      if let largest = train.largestLabel(columns.labelColumn) {
+        if let own, own.count > largest { return own }
+        if let count = settings.object["num_labels"]?.int, count > largest {
+          return try .unnamed(count)
+        }
+        return try .unnamed(largest + 1)
+      }
+    }
     let found = LabelSet(occurring: try train.labelNames(columns))
     if let own, Set(own.names) == Set(found.names) { return own }
     return found

@@ -13,29 +13,20 @@ struct TaskModel {
   ///
   /// - Parameters:
   ///   - folder: The model's folder.
-  ///   - task: SEQ_CLS or CAUSAL_LM.
-  ///   - labelCount: Number of classes; for SEQ_CLS.
+  ///   - task: The task.
+  ///   - labelCount: Number of labels; for classifiers.
+  ///   - context: What the loss depends on besides.
   ///   - options: Precision, overrides, random weights.
   ///   - registry: The methods.
   /// - Throws: ``PEFTError`` when the model cannot be built, or has no head for the task.
   init(
-    _ folder: String, task: TaskType, labelCount: Int, options: ModelOptions,
-    registry: TunerRegistry
+    _ folder: String, task: TaskType, labelCount: Int, context: TaskContext = TaskContext(),
+    options: ModelOptions, registry: TunerRegistry
   ) throws(PEFTError) {
-    let head: ModelHead
-    switch task {
-    case .sequenceClassification: head = .sequenceClassification(labels: labelCount)
-    case .causalLM: head = .causalLM
-    default: throw Self.unsupported(task)
-    }
-    loaded = try ModelLoader.load(folder, head: head, options: options)
-    if let classifier = loaded.model as? any SequenceClassifier {
-      objective = ClassificationObjective(classifier)
-    } else if let languageModel = loaded.model as? any CausalLanguageModel {
-      objective = LanguageModelObjective(languageModel)
-    } else {
-      throw PEFTError(
-        .unsupported, "this model has no head for the task \(task.name)", at: folder)
+    let training = try task.training()
+    loaded = try training.loadModel(folder, labelCount: labelCount, options: options)
+    do { objective = try training.makeObjective(loaded.model, context) } catch {
+      throw error.located(at: folder)
     }
     model = PeftModel(
       loaded.model,
@@ -43,13 +34,6 @@ struct TaskModel {
         modelType: loaded.model.configuration.modelType, nameOrPath: folder,
         outputHeads: loaded.outputHeads),
       registry: registry)
-  }
-
-  /// The error for a task without an objective.
-  static func unsupported(_ task: TaskType) -> PEFTError {
-    PEFTError(
-      .unsupported, "the task \(task.name) cannot be trained or evaluated yet",
-      remedy: "Use SEQ_CLS or CAUSAL_LM.")
   }
 }
 
@@ -67,6 +51,11 @@ extension AdapterFolder {
       return entry.shape.count == 2 && parts.last == "weight"
         && ["classifier", "score"].contains(parts.first ?? "")
     }?.shape[0]
+  }
+
+  /// What the numbers of its classifier are, if a training run recorded it.
+  package func problemType() throws(PEFTError) -> ProblemType? {
+    try AdaptedModel.data(path).problemType
   }
 
   /// The names of the labels, if they were saved beside the adapter.

@@ -1,3 +1,4 @@
+import Models
 import PEFTCore
 import PEFTSupport
 
@@ -13,6 +14,10 @@ public struct DataConfiguration: Sendable, Equatable {
     case text
     /// Token ids.
     case tokens
+    /// Words with a label each.
+    case tokenClassification = "token_classification"
+    /// Questions with a context and the place of the answer in it.
+    case questionAnswering = "question_answering"
   }
 
   /// Where the names of the labels and their order come from.
@@ -41,13 +46,20 @@ public struct DataConfiguration: Sendable, Equatable {
   public var maxLength: Int?
   /// `labels`; from the data unless given.
   public var labels: Labels?
+  /// `problem_type` of SEQ_CLS; from config.json or the data unless given.
+  public var problemType: ProblemType?
+  /// `label_all_tokens`: whether all tokens of a word have its label, or only the first.
+  public var labelsAllTokens = false
+  /// `doc_stride`: how many tokens of a context that is cut into windows two neighbours share.
+  public var stride = 128
 
   /// Creates a description of no data.
   public init() {}
 
   static let keys = [
     "train_file", "validation_file", "test_file", "data_format", "text_column",
-    "text_pair_column", "label_column", "max_length", "labels",
+    "text_pair_column", "label_column", "max_length", "labels", "problem_type",
+    "label_all_tokens", "doc_stride",
   ]
 
   init(_ reader: inout SettingsReader) throws(PEFTError) {
@@ -59,6 +71,9 @@ public struct DataConfiguration: Sendable, Equatable {
     textPairColumn = try reader.string("text_pair_column")
     labelColumn = try reader.string("label_column") ?? labelColumn
     maxLength = try reader.int("max_length", atLeast: 2)
+    problemType = try reader.choice("problem_type", ProblemType.self)
+    labelsAllTokens = try reader.bool("label_all_tokens") ?? labelsAllTokens
+    stride = try reader.int("doc_stride", atLeast: 0) ?? stride
     labels = try reader.value("labels").map { (value) throws(PEFTError) in
       try Self.labels(value)
     }
@@ -93,7 +108,8 @@ public struct DataConfiguration: Sendable, Equatable {
       ("test_file", text(testFile)), ("data_format", .string(format.rawValue)),
       ("text_column", .string(textColumn)), ("text_pair_column", text(textPairColumn)),
       ("label_column", .string(labelColumn)), ("max_length", maxLength.map { .int($0) } ?? .null),
-      ("labels", labels),
+      ("labels", labels), ("problem_type", text(problemType?.rawValue)),
+      ("label_all_tokens", .bool(labelsAllTokens)), ("doc_stride", .int(stride)),
     ])
   }
 }

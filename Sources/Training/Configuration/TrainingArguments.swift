@@ -85,7 +85,7 @@ public struct TrainingArguments: Sendable, Equatable {
   public var saveTotalLimit: Int?
   /// `load_best_model_at_end`: whether the result is the best checkpoint rather than the last.
   public var loadsBestAtEnd = false
-  /// `metric_for_best_model`: "loss", "accuracy" or "perplexity"; the task's own unless given.
+  /// `metric_for_best_model`: "loss" or a metric of the task; the task's own unless given.
   public var bestMetric: String?
   /// `resume_from_checkpoint`.
   public var resumption = Resumption.none
@@ -178,7 +178,9 @@ public struct TrainingArguments: Sendable, Equatable {
     saveSteps = saveEvery ?? saveSteps
     saveTotalLimit = try reader.int("save_total_limit", atLeast: 1)
     loadsBestAtEnd = try reader.bool("load_best_model_at_end") ?? loadsBestAtEnd
-    bestMetric = try reader.choice("metric_for_best_model", MetricName.self)?.plain
+    bestMetric = try reader.string("metric_for_best_model").map { name in
+      name.hasPrefix("eval_") ? String(name.dropFirst("eval_".count)) : name
+    }
     switch reader.value("resume_from_checkpoint") {
     case nil, .bool(false)?: resumption = .none
     case .bool(true)?: resumption = .newest
@@ -208,19 +210,6 @@ public struct TrainingArguments: Sendable, Equatable {
         "'load_best_model_at_end' needs an evaluation for every checkpoint",
         remedy: "Make 'save_strategy' and 'eval_strategy' equal, and 'save_steps' a multiple of "
           + "'eval_steps'.")
-    }
-  }
-
-  /// The names of the metrics by which checkpoints can be compared.
-  enum MetricName: String, CaseIterable {
-    case loss, accuracy, perplexity
-    case evalLoss = "eval_loss"
-    case evalAccuracy = "eval_accuracy"
-    case evalPerplexity = "eval_perplexity"
-
-    /// The name without Hugging Face's prefix.
-    var plain: String {
-      rawValue.hasPrefix("eval_") ? String(rawValue.dropFirst("eval_".count)) : rawValue
     }
   }
 }

@@ -104,6 +104,7 @@ public enum DataFile {
       throw error.located(at: path).with(
         remedy: "A .json file holds one list of objects; for one object a line use .jsonl.")
     }
+    if let articles = value["data"]?.array { return squadRecords(articles, path) }
     guard let elements = value.array else {
       throw PEFTError(
         .invalidData, "holds \(value.kindName), a list of objects was expected", at: path)
@@ -115,6 +116,29 @@ public enum DataFile {
           .invalidData, "is \(element.kindName), an object was expected", at: "\(path)[\(index)]")
       }
       records.append(DataRecord(object, location: "\(path)[\(index)]"))
+    }
+    return records
+  }
+
+  /// The questions of a file as SQuAD publishes it: articles of paragraphs of questions.
+  private static func squadRecords(_ articles: [JSONValue], _ path: String) -> [DataRecord] {
+    var records: [DataRecord] = []
+    for (a, article) in articles.enumerated() {
+      guard let paragraphs = article["paragraphs"]?.array else {
+        // A plain list of objects under "data".
+        if let object = article.object {
+          records.append(DataRecord(object, location: "\(path).data[\(a)]"))
+        }
+        continue
+      }
+      for (p, paragraph) in paragraphs.enumerated() {
+        for (q, question) in (paragraph["qas"]?.array ?? []).enumerated() {
+          guard var object = question.object else { continue }
+          object["context"] = paragraph["context"]
+          records.append(
+            DataRecord(object, location: "\(path).data[\(a)].paragraphs[\(p)].qas[\(q)]"))
+        }
+      }
     }
     return records
   }

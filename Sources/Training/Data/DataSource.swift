@@ -1,5 +1,7 @@
+import Models
 import PEFTCore
 import PEFTSupport
+import Tensors
 
 /// A data file, read and recognised, not yet tokenised.
 public struct DataSource: Sendable {
@@ -46,21 +48,21 @@ public struct DataSource: Sendable {
     of record: DataRecord, _ configuration: DataConfiguration, _ task: TaskType?
   ) -> DataConfiguration.Format {
     if record.values["input_ids"] != nil { return .tokens }
-    switch task {
-    case .sequenceClassification: return .classification
-    case .causalLM: return .text
-    default: return record.values[configuration.labelColumn] == nil ? .text : .classification
+    if let task, let format = try? task.training().formats.first { return format }
+    if record.values["question"] != nil, record.values["context"] != nil {
+      return .questionAnswering
     }
+    if ["words", "tokens"].contains(where: { record.values[$0]?.array != nil }) {
+      return .tokenClassification
+    }
+    return record.values[configuration.labelColumn] == nil ? .text : .classification
   }
 
   private func check(_ task: TaskType) throws(PEFTError) {
-    let fits: Bool
-    switch format {
-    case .classification: fits = task == .sequenceClassification
-    case .text: fits = task == .causalLM
-    case .tokens, .auto: fits = true
-    }
-    if !fits {
+    guard format != .tokens, format != .auto else { return }
+    // A task that cannot be trained says so when it is.
+    guard let formats = try? task.training().formats else { return }
+    if !formats.contains(format) {
       throw PEFTError(
         .invalidData, "data of the format '\(format.rawValue)' does not fit the task \(task.name)",
         at: path, remedy: "Check 'task_type' and 'data_format'.")
@@ -72,8 +74,11 @@ public struct DataSource: Sendable {
     switch format {
     case .classification: return .sequenceClassification
     case .text: return .causalLM
+    case .tokenClassification: return .tokenClassification
+    case .questionAnswering: return .questionAnswering
     case .tokens:
       if records[0].values["label"] != nil { return .sequenceClassification }
+      if records[0].values["start_positions"] != nil { return .questionAnswering }
       return records[0].values["labels"] != nil ? .causalLM : nil
     case .auto: return nil
     }
@@ -85,18 +90,49 @@ public struct DataSource: Sendable {
   func labelNames(_ configuration: DataConfiguration) throws(PEFTError) -> [String] {
     var names: [String] = []
     names.reserveCapacity(records.count)
-    for record in records { names.append(try record.labelName(configuration.labelColumn)) }
+    for record in records {
+      let column = configuration.labelColumn
+      if format == .tokenClassification {
+        for tag in try record.tags(configuration, count: nil) {
+          names.append(try record.labelName(tag, in: "tags"))
+        }
+      } else if let labels = record.values[column]?.array {
+        for label in labels where label.int != Int(ignoredLabel) {
+          names.append(try record.labelName(label, in: column))
+        }
+      } else {
+        names.append(try record.labelName(column))
+      }
+    }
     return names
   }
 
   /// The largest class of a tokens file, or `nil` when it names its labels.
-  func largestLabel() throws(PEFTError) -> Int? {
+  ///
+  /// - Parameter column: "label", or "labels" with one for each token.
+  func largestLabel(_ column: String) -> Int? {
     var largest: Int?
     for record in records {
-      guard let label = record.values["label"]?.int else { return nil }
-      largest = max(largest ?? 0, label)
+      for value in record.values[column]?.array ?? [record.values[column] ?? .null] {
+        guard let label = value.int else { return nil }
+        largest = max(largest ?? 0, label)
+      }
     }
     return largest
+  }
+
+  /// What the labels of sequences are, by those of the first record: a list of names, or numbers
+  /// with a fraction.
+  func impliedProblem(_ column: String) -> ProblemType {
+    let value = records.first?.values[format == .tokens ? "label" : column]
+    func isFraction(_ value: JSONValue) -> Bool {
+      if case .double = value { return true }
+      return false
+    }
+    if let elements = value?.array {
+      return elements.contains(where: isFraction) ? .regression : .multiLabel
+    }
+    return value.map(isFraction) == true ? .regression : .singleLabel
   }
 }
 
@@ -104,6 +140,11 @@ extension DataRecord {
   /// The name of the record's label.
   func labelName(_ column: String) throws(PEFTError) -> String {
     guard let value = values[column] else { throw missing(column, setBy: "label_column") }
+    return try labelName(value, in: column)
+  }
+
+  /// The name of a label that is somewhere in a column.
+  func labelName(_ value: JSONValue, in column: String) throws(PEFTError) -> String {
     guard let name = LabelSet.name(of: value) else {
       throw PEFTError(
         .invalidData,

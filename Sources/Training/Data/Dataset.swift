@@ -11,18 +11,23 @@ public struct Example: Sendable, Equatable {
   public var typeIDs: [Int32]?
   /// Which tokens may be attended to; `nil` when all may.
   public var mask: [UInt8]?
-  /// The class of the sequence (one number), or for language models a label for each token, not
-  /// shifted; ``Tensors/ignoredLabel`` does not count.
+  /// The class of the sequence (one number); for language models and classifiers of tokens a label
+  /// for each token, not shifted; for answers the places of the first and the last token.
+  /// ``Tensors/ignoredLabel`` does not count.
   public var labels: [Int32]
+  /// Numbers for the sequence: the targets of a regression, or 0 and 1 for each of several labels.
+  public var targets: [Float]
 
   /// Creates an example.
   public init(
-    tokenIDs: [Int32], typeIDs: [Int32]? = nil, mask: [UInt8]? = nil, labels: [Int32]
+    tokenIDs: [Int32], typeIDs: [Int32]? = nil, mask: [UInt8]? = nil, labels: [Int32],
+    targets: [Float] = []
   ) {
     self.tokenIDs = tokenIDs
     self.typeIDs = typeIDs
     self.mask = mask
     self.labels = labels
+    self.targets = targets
   }
 }
 
@@ -57,6 +62,7 @@ public struct Dataset: Sendable {
       for id in example.typeIDs ?? [] where id != 0 { mix(id &+ 1) }
       for flag in example.mask ?? [] where flag == 0 { mix(-2) }
       for label in example.labels { mix(label) }
+      for target in example.targets { mix(Int32(bitPattern: target.bitPattern)) }
     }
     return hash
   }
@@ -68,6 +74,8 @@ public struct Batch: Sendable {
   public let tokens: TokenBatch
   /// The labels of the examples, one after the other.
   public let labels: [Int32]
+  /// The numbers of the examples, one after the other.
+  public let targets: [Float]
 
   /// Packs examples.
   public init(_ examples: some Collection<Example>) {
@@ -90,6 +98,7 @@ public struct Batch: Sendable {
       tokenIDs: ids, tokenTypeIDs: types,
       layout: SequenceLayout(offsets: offsets, positions: positions, keyMask: mask))
     self.labels = labels
+    targets = examples.flatMap(\.targets)
   }
 }
 

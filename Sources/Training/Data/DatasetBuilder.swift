@@ -4,91 +4,58 @@ import PEFTSupport
 import Tensors
 import Tokenizers
 
-/// What a model can take in, for checks before a kernel reads beyond a table.
-public struct InputLimits: Sendable {
-  /// Rows of the embedding.
-  public var vocabulary: Int
-  /// Most tokens of a sequence.
-  public var positions: Int
-  /// Number of segments; 1 for models that know none.
-  public var types: Int
-
-  /// Creates limits.
-  public init(vocabulary: Int, positions: Int, types: Int = 1) {
-    self.vocabulary = vocabulary
-    self.positions = positions
-    self.types = types
-  }
-
-  /// The limits in a config.json.
-  public init(_ configuration: ModelConfiguration) throws(PEFTError) {
-    vocabulary = try configuration.int("vocab_size", default: .max)
-    positions = try configuration.int("max_position_embeddings", default: .max)
-    types = try configuration.int("type_vocab_size", default: 1)
-  }
-
-  func check(_ example: Example, at location: String) throws(PEFTError) {
-    let count = example.tokenIDs.count
-    if count == 0 { throw PEFTError(.invalidData, "holds no token", at: location) }
-    if count > positions {
-      throw PEFTError(
-        .invalidData, "\(count) tokens are more than the model's \(positions) positions",
-        at: location, remedy: "Shorten it, or set 'max_length'.")
-    }
-    for id in example.tokenIDs where id < 0 || Int(id) >= vocabulary {
-      throw PEFTError(
-        .invalidData, "the token id \(id) is outside of the model's vocabulary of \(vocabulary)",
-        at: location, remedy: "The tokenizer belongs to another model.")
-    }
-    for id in example.typeIDs ?? [] where id < 0 || Int(id) >= max(types, 1) {
-      throw PEFTError(
-        .invalidData, "the segment \(id) is not known; the model has \(types)", at: location)
-    }
-  }
-}
-
 /// Makes data sets out of data files: tokenises once, checks everything.
 public struct DatasetBuilder: Sendable {
   /// Length of an example when neither the configuration nor the tokenizer says.
   public static let defaultMaxLength = 512
 
-  private let task: TaskType
-  private let configuration: DataConfiguration
-  private let limits: InputLimits
-  private let labels: LabelSet?
+  /// The settings of the data.
+  public let configuration: DataConfiguration
+  /// What the model takes.
+  public let limits: InputLimits
+  /// The classes, where they have names.
+  public let labels: LabelSet?
+  /// What a sequence's labels are.
+  public let problem: ProblemType
+  /// Most tokens of an example.
+  public let maxLength: Int
+  private let task: any TrainableTask
   private let tokenizer: Tokenizer?
-  private let maxLength: Int
 
   /// Creates a builder.
   ///
   /// - Parameters:
-  ///   - task: SEQ_CLS or CAUSAL_LM.
+  ///   - task: The task.
   ///   - configuration: Columns and lengths.
   ///   - limits: What the model takes.
-  ///   - labels: The classes; needed for SEQ_CLS.
+  ///   - labels: The classes; needed where the task has any.
+  ///   - problem: What a sequence's labels are.
   ///   - tokenizer: Not needed where all files hold tokens.
-  /// - Throws: ``PEFTError`` when `max_length` is beyond the model.
+  /// - Throws: ``PEFTError`` when `max_length` is beyond the model, or the task cannot be trained.
   public init(
     task: TaskType, configuration: DataConfiguration, limits: InputLimits, labels: LabelSet?,
-    tokenizer: Tokenizer?
+    problem: ProblemType = .singleLabel, tokenizer: Tokenizer?
   ) throws(PEFTError) {
-    self.task = task
+    self.task = try task.training()
     self.configuration = configuration
     self.limits = limits
     self.labels = labels
-    if let wanted = configuration.maxLength, wanted > limits.positions {
+    self.problem = problem
+    let positions = limits.positions ?? .max
+    if let wanted = configuration.maxLength, wanted > positions {
       throw PEFTError(
         .invalidConfiguration,
-        "'max_length' is \(wanted), but the model has only \(limits.positions) positions")
+        "'max_length' is \(wanted), but the model has only \(positions) positions")
     }
+    let isText = self.task.formats.first == .text
     let usual =
-      task == .sequenceClassification
-      ? tokenizer?.truncation?.maxLength ?? Self.defaultMaxLength : Self.defaultMaxLength
-    maxLength = configuration.maxLength ?? min(usual, limits.positions)
+      isText
+      ? Self.defaultMaxLength : tokenizer?.truncation?.maxLength ?? Self.defaultMaxLength
+    maxLength = configuration.maxLength ?? min(usual, positions)
     var tokenizer = tokenizer
-    // Rows are packed, and long texts of language models are cut here rather than dropped.
+    // Rows are packed, and what is not a sequence to classify is cut here rather than dropped.
     tokenizer?.padding = nil
-    if task == .causalLM { tokenizer?.truncation = nil }
+    if self.task.formats.first != .classification { tokenizer?.truncation = nil }
     self.tokenizer = tokenizer
   }
 
@@ -96,27 +63,40 @@ public struct DatasetBuilder: Sendable {
   ///
   /// - Throws: ``PEFTError`` with the line of what is wrong.
   public func dataset(_ source: DataSource) throws(PEFTError) -> Dataset {
-    switch source.format {
-    case .tokens: return try tokens(source)
-    case .text: return try text(source)
-    case .classification, .auto: return try classification(source)
-    }
+    try task.dataset(source, self)
   }
 
-  private func requireTokenizer() throws(PEFTError) -> Tokenizer {
+  /// The tokenizer, without padding.
+  ///
+  /// - Throws: ``PEFTError`` when there is none.
+  public func requireTokenizer() throws(PEFTError) -> Tokenizer {
     guard let tokenizer else {
       throw PEFTError(.invalidConfiguration, "this data needs a tokenizer")
     }
     return tokenizer
   }
 
-  // MARK: Classification
-
-  private func classification(_ source: DataSource) throws(PEFTError) -> Dataset {
-    var encoder = try requireTokenizer().makeEncoder()
-    guard let labels else {
-      throw PEFTError(.invalidConfiguration, "this data needs labels", at: source.path)
+  /// Checks that the model can take an example.
+  ///
+  /// - Throws: ``PEFTError`` with the place.
+  public func check(_ example: Example, at location: String) throws(PEFTError) {
+    if example.tokenIDs.isEmpty {
+      throw PEFTError(.invalidData, "holds no token", at: location)
     }
+    do {
+      try limits.check(
+        ids: example.tokenIDs, types: example.typeIDs, length: example.tokenIDs.count,
+        name: "input_ids", isStrict: true)
+    } catch {
+      throw error.located(at: location)
+    }
+  }
+
+  // MARK: Sequences
+
+  /// The examples of texts, or pairs of them, with labels.
+  func sequences(_ source: DataSource) throws(PEFTError) -> Dataset {
+    var encoder = try requireTokenizer().makeEncoder()
     var examples: [Example] = []
     examples.reserveCapacity(source.records.count)
     var full = 0
@@ -126,26 +106,26 @@ public struct DatasetBuilder: Sendable {
       if let column = configuration.textPairColumn {
         pair = try record.text(column, setBy: "text_pair_column")
       }
-      let name = try record.labelName(configuration.labelColumn)
-      let id = try labels.id(of: name, at: record.location)
       let encoding = encoder.encode(text, pair: pair, maxLength: maxLength)
       if encoding.count == maxLength { full += 1 }
-      let example = Example(
-        tokenIDs: encoding.ids, typeIDs: segments(encoding.typeIDs), labels: [id])
-      try limits.check(example, at: record.location)
+      var example = Example(
+        tokenIDs: encoding.ids, typeIDs: segments(encoding.typeIDs), labels: [])
+      try label(&example, with: record, column: configuration.labelColumn, byName: true)
+      try check(example, at: record.location)
       examples.append(example)
     }
     return Dataset(examples, truncatedCount: full)
   }
 
   /// The segments where they say anything.
-  private func segments(_ ids: [Int32]) -> [Int32]? {
-    limits.types > 1 && ids.contains { $0 != 0 } ? ids : nil
+  func segments(_ ids: [Int32]) -> [Int32]? {
+    limits.hasSegments && ids.contains { $0 != 0 } ? ids : nil
   }
 
   // MARK: Language models
 
-  private func text(_ source: DataSource) throws(PEFTError) -> Dataset {
+  /// The examples of a language model.
+  func text(_ source: DataSource) throws(PEFTError) -> Dataset {
     let tokenizer = try requireTokenizer()
     var encoder = tokenizer.makeEncoder()
     var examples: [Example] = []
@@ -157,7 +137,7 @@ public struct DatasetBuilder: Sendable {
         // A last block of one token has nothing to predict.
         if block.count < 2, start > 0 { continue }
         let example = Example(tokenIDs: block, labels: block)
-        try limits.check(example, at: source.path)
+        try check(example, at: source.path)
         examples.append(example)
       }
     }
@@ -172,14 +152,15 @@ public struct DatasetBuilder: Sendable {
         full += 1
       }
       let example = Example(tokenIDs: ids, labels: ids)
-      try limits.check(example, at: record.location)
+      try check(example, at: record.location)
       examples.append(example)
     }
     try requireTargets(examples, source)
     return Dataset(examples, truncatedCount: full)
   }
 
-  private func requireTargets(_ examples: [Example], _ source: DataSource) throws(PEFTError) {
+  /// Refuses data without a token to predict.
+  func requireTargets(_ examples: [Example], _ source: DataSource) throws(PEFTError) {
     let hasTargets = examples.contains { example in
       example.labels.dropFirst().contains { $0 != ignoredLabel }
     }
@@ -191,7 +172,16 @@ public struct DatasetBuilder: Sendable {
 
   // MARK: Token ids
 
-  private func tokens(_ source: DataSource) throws(PEFTError) -> Dataset {
+  /// The examples of token ids.
+  ///
+  /// - Parameters:
+  ///   - source: The file.
+  ///   - labelsAreTokens: Whether each token has a label.
+  ///   - addLabels: Gives an example its labels.
+  func tokens(
+    _ source: DataSource, labelsAreTokens: Bool = false,
+    addLabels: (DataRecord, inout Example) throws(PEFTError) -> Void
+  ) throws(PEFTError) -> Dataset {
     var examples: [Example] = []
     examples.reserveCapacity(source.records.count)
     for record in source.records {
@@ -201,36 +191,16 @@ public struct DatasetBuilder: Sendable {
       let mask = try record.integers("attention_mask", count: ids.count)
       var example = Example(tokenIDs: ids, typeIDs: types.flatMap(segments), labels: [])
       if let mask, mask.contains(0) { example.mask = mask.map { $0 == 0 ? 0 : 1 } }
-      example.labels =
-        task == .causalLM
-        ? try record.integers("labels", count: ids.count) ?? ids : [try label(of: record)]
-      example.dropPadding(isLabelled: task == .causalLM)
-      try limits.check(example, at: record.location)
-      if task == .causalLM { try checkLabels(example, at: record.location) }
+      try addLabels(record, &example)
+      example.dropPadding(isLabelled: labelsAreTokens)
+      try check(example, at: record.location)
       examples.append(example)
     }
-    if task == .causalLM { try requireTargets(examples, source) }
     return Dataset(examples)
   }
 
-  private func label(of record: DataRecord) throws(PEFTError) -> Int32 {
-    guard let value = record.values["label"] else {
-      throw PEFTError(.invalidData, "there is no 'label'", at: record.location)
-    }
-    let count = labels?.count ?? 0
-    guard case .int(let id) = value else {
-      let name = try record.labelName("label")
-      return try labels?.id(of: name, at: record.location) ?? 0
-    }
-    guard id >= 0, id < count else {
-      throw PEFTError(
-        .invalidData, "the label \(id) is not one of the model's \(count) classes",
-        at: record.location, remedy: "Classes count from 0.")
-    }
-    return Int32(id)
-  }
-
-  private func checkLabels(_ example: Example, at location: String) throws(PEFTError) {
+  /// Refuses labels that are no tokens.
+  func checkLabels(_ example: Example, at location: String) throws(PEFTError) {
     for label in example.labels where label != ignoredLabel {
       if label < 0 || Int(label) >= limits.vocabulary {
         throw PEFTError(

@@ -10,16 +10,12 @@ import Tensors
   import Darwin
 #endif
 
-/// Computes loss and accuracy of a model on a data set.
+/// Computes loss and metrics of a model on a data set.
 public struct Evaluator {
   private let objective: any Objective
-  private let isLanguageModel: Bool
 
   /// Creates an evaluator.
-  public init(_ objective: any Objective) {
-    self.objective = objective
-    isLanguageModel = objective is LanguageModelObjective
-  }
+  public init(_ objective: any Objective) { self.objective = objective }
 
   /// Evaluates, dropout off and without gradients.
   ///
@@ -44,11 +40,9 @@ public struct Evaluator {
     guard sums.count > 0 else {
       throw PEFTError(.invalidData, "the data to evaluate holds no label that counts")
     }
-    let loss = sums.loss / Double(sums.count)
     return EvaluationResult(
-      loss: loss, accuracy: Double(sums.correct) / Double(sums.count),
-      perplexity: isLanguageModel ? exp(loss) : nil, examples: data.count,
-      seconds: Clock.seconds - start)
+      loss: sums.loss / Double(sums.count), metrics: objective.metrics(of: sums),
+      examples: data.count, seconds: Clock.seconds - start)
   }
 }
 

@@ -6,6 +6,9 @@ import Tensors
 
 /// What a run minimises: how a batch becomes a loss, and what an evaluation counts.
 public protocol Objective {
+  /// The metrics that an evaluation gives besides the loss, most important first.
+  var metricNames: [String] { get }
+
   /// How many labels of a batch count.
   func labelCount(_ batch: Batch) -> Int
 
@@ -18,93 +21,30 @@ public protocol Objective {
   /// - Throws: ``PEFTError`` for a label that the model does not have.
   func loss(_ batch: Batch, _ context: ForwardContext, count: Int) throws(PEFTError) -> Tensor?
 
-  /// Adds a batch to an evaluation.
+  /// Adds a batch to an evaluation: loss and count, and what ``metrics(of:)`` needs.
   func evaluate(_ batch: Batch, _ context: ForwardContext, into sums: inout EvaluationSums)
     throws(PEFTError)
+
+  /// The metrics, under ``metricNames``, of what ``evaluate(_:_:into:)`` has counted.
+  func metrics(of sums: EvaluationSums) -> [Metric]
 }
 
-/// Cross-entropy of one class for each sequence.
-public struct ClassificationObjective: Objective {
-  private let model: any SequenceClassifier
+/// The value of a metric.
+public struct Metric: Sendable, Equatable {
+  /// Its name: "accuracy".
+  public var name: String
+  /// Its value.
+  public var value: Double
 
-  /// Creates the objective of a classifier.
-  public init(_ model: any SequenceClassifier) { self.model = model }
-
-  /// How many labels of a batch count.
-  public func labelCount(_ batch: Batch) -> Int {
-    batch.labels.count { $0 != ignoredLabel }
+  /// Names a value.
+  public init(_ name: String, _ value: Double) {
+    self.name = name
+    self.value = value
   }
 
-  /// The loss of a batch, summed over its labels and divided by `count`.
-  public func loss(_ batch: Batch, _ context: ForwardContext, count: Int) throws(PEFTError)
-    -> Tensor?
-  {
-    guard labelCount(batch) > 0 else { return nil }
-    return try crossEntropy(model.logits(batch.tokens, context), labels: batch.labels, count: count)
-  }
-
-  /// Adds a batch to an evaluation.
-  public func evaluate(
-    _ batch: Batch, _ context: ForwardContext, into sums: inout EvaluationSums
-  ) throws(PEFTError) {
-    try sums.add(logits: model.logits(batch.tokens, context), labels: batch.labels)
-  }
-}
-
-/// Cross-entropy of the next token.
-public struct LanguageModelObjective: Objective {
-  private let model: any CausalLanguageModel
-  /// Most logits that an evaluation holds at once, 64 MB of them.
-  private static let evaluationLogits = 1 << 24
-
-  /// Creates the objective of a language model.
-  public init(_ model: any CausalLanguageModel) { self.model = model }
-
-  /// How many labels of a batch count.
-  public func labelCount(_ batch: Batch) -> Int { targets(batch).labels.count }
-
-  /// The loss of a batch, summed over its labels and divided by `count`.
-  public func loss(_ batch: Batch, _ context: ForwardContext, count: Int) throws(PEFTError)
-    -> Tensor?
-  {
-    let (rows, labels) = targets(batch)
-    guard !rows.isEmpty else { return nil }
-    // Most of the work of a small model is in its output layer: only rows that have a label go
-    // through it.
-    let hidden = model.lastHiddenState(batch.tokens, context).selectRows(rows)
-    return try crossEntropy(
-      model.logits(fromHidden: hidden, context), labels: labels, count: count)
-  }
-
-  /// Adds a batch to an evaluation.
-  public func evaluate(
-    _ batch: Batch, _ context: ForwardContext, into sums: inout EvaluationSums
-  ) throws(PEFTError) {
-    let (rows, labels) = targets(batch)
-    guard !rows.isEmpty else { return }
-    let hidden = model.lastHiddenState(batch.tokens, context)
-    let vocabulary = model.configuration.object["vocab_size"]?.int ?? 32768
-    let chunk = max(1, Self.evaluationLogits / max(vocabulary, 1))
-    for start in stride(from: 0, to: rows.count, by: chunk) {
-      let part = start..<min(start + chunk, rows.count)
-      let logits = model.logits(fromHidden: hidden.selectRows(Array(rows[part])), context)
-      try sums.add(logits: logits, labels: Array(labels[part]))
-    }
-  }
-
-  /// The rows that predict a counted label, and those labels: row t of a sequence predicts the
-  /// label of t + 1.
-  private func targets(_ batch: Batch) -> (rows: [Int32], labels: [Int32]) {
-    var rows: [Int32] = []
-    var labels: [Int32] = []
-    let layout = batch.tokens.layout
-    for sequence in 0..<layout.count {
-      for row in layout.range(sequence).dropLast() where batch.labels[row + 1] != ignoredLabel {
-        rows.append(Int32(row))
-        labels.append(batch.labels[row + 1])
-      }
-    }
-    return (rows, labels)
+  /// Whether a greater value of a metric is a better one: of all but losses and errors.
+  public static func isGreaterBetter(_ name: String) -> Bool {
+    !["loss", "perplexity", "mse", "mae"].contains(name)
   }
 }
 
@@ -114,13 +54,29 @@ public struct EvaluationSums: Sendable {
   public private(set) var loss = 0.0
   /// Number of labels.
   public private(set) var count = 0
-  /// Number of labels with the largest logit.
-  public private(set) var correct = 0
+  private var others: [String: Double] = [:]
 
   /// Creates sums of nothing.
   public init() {}
 
-  /// Adds rows of logits.
+  /// A sum that an objective keeps for its metrics; 0 at first.
+  public subscript(name: String) -> Double {
+    get { others[name] ?? 0 }
+    set { others[name] = newValue }
+  }
+
+  /// Adds labels.
+  ///
+  /// - Parameters:
+  ///   - loss: The mean of their losses.
+  ///   - count: How many there are.
+  public mutating func add(meanLoss loss: Double, count: Int) {
+    self.loss += loss * Double(count)
+    self.count += count
+  }
+
+  /// Adds rows of logits: their cross-entropy, and in "correct" the number of labels with the
+  /// largest logit.
   ///
   /// - Parameters:
   ///   - logits: `[labels.count, classes]`.
@@ -128,9 +84,22 @@ public struct EvaluationSums: Sendable {
   public mutating func add(logits: Tensor, labels: [Int32]) throws(PEFTError) {
     let counted = labels.count { $0 != ignoredLabel }
     guard counted > 0 else { return }
-    loss += try Double(crossEntropy(logits, labels: labels).item) * Double(counted)
-    count += counted
-    correct += zip(logits.argmaxOfRows, labels).count { $0 == $1 }
+    add(meanLoss: try Double(crossEntropy(logits, labels: labels).item), count: counted)
+    self["correct"] += Double(zip(logits.argmaxOfRows, labels).count { $0 == $1 })
+  }
+
+  /// "correct" per label.
+  var accuracy: Metric { Metric("accuracy", self["correct"] / Double(max(count, 1))) }
+
+  /// Precision, recall and their harmonic mean of what was found, was there, and was both.
+  static func f1(found: Double, present: Double, both: Double) -> [Metric] {
+    let precision = found > 0 ? both / found : 0
+    let recall = present > 0 ? both / present : 0
+    let sum = precision + recall
+    return [
+      Metric("precision", precision), Metric("recall", recall),
+      Metric("f1", sum > 0 ? 2 * precision * recall / sum : 0),
+    ]
   }
 }
 
@@ -138,44 +107,36 @@ public struct EvaluationSums: Sendable {
 public struct EvaluationResult: Sendable, Equatable {
   /// Mean loss of a label.
   public var loss: Double
-  /// Part of the labels that had the largest logit.
-  public var accuracy: Double
-  /// exp(loss), for language models.
-  public var perplexity: Double?
+  /// The task's metrics.
+  public var metrics: [Metric]
   /// Number of examples.
   public var examples: Int
   /// Time taken.
   public var seconds: Double
 
-  /// The value of a metric: "loss", "accuracy" or "perplexity".
+  /// The value of a metric: "loss", or one of ``metrics``.
   public func value(of metric: String) -> Double? {
-    switch metric {
-    case "loss": return loss
-    case "accuracy": return accuracy
-    case "perplexity": return perplexity
-    default: return nil
-    }
+    metric == "loss" ? loss : metrics.first { $0.name == metric }?.value
   }
 
   /// The members of a log entry, with Hugging Face's names.
   ///
   /// - Parameter prefix: "eval" or "test".
   public func members(_ prefix: String) -> [(String, JSONValue)] {
-    var result: [(String, JSONValue)] = [
-      ("\(prefix)_loss", .double(loss)), ("\(prefix)_accuracy", .double(accuracy)),
-    ]
-    if let perplexity { result.append(("\(prefix)_perplexity", .double(perplexity))) }
-    result += [
-      ("\(prefix)_runtime", .double(seconds)),
-      ("\(prefix)_samples_per_second", .double(seconds > 0 ? Double(examples) / seconds : 0)),
-    ]
-    return result
+    [("\(prefix)_loss", .double(loss))]
+      + metrics.map { ("\(prefix)_\($0.name)", .double($0.value)) }
+      + [
+        ("\(prefix)_runtime", .double(seconds)),
+        ("\(prefix)_samples_per_second", .double(seconds > 0 ? Double(examples) / seconds : 0)),
+      ]
   }
 
   /// The result in one line.
   public var summary: String {
-    var text = "loss \(fixed(loss, 4)), accuracy \(fixed(accuracy, 4))"
-    if let perplexity { text += ", perplexity \(fixed(perplexity, 3))" }
+    var text = "loss \(fixed(loss, 4))"
+    for metric in metrics {
+      text += ", \(metric.name) \(fixed(metric.value, metric.name == "perplexity" ? 3 : 4))"
+    }
     return text
   }
 }

@@ -155,7 +155,8 @@ extension Trainer {
     guard let validation else { return nil }
     let result = try measure(validation, observe)
     let value = result.value(of: metric) ?? result.loss
-    let isBetter = state.bestMetric.map { metric == "accuracy" ? value > $0 : value < $0 } ?? true
+    let isGreaterBetter = Metric.isGreaterBetter(metric)
+    let isBetter = state.bestMetric.map { isGreaterBetter ? value > $0 : value < $0 } ?? true
     if isBetter {
       state.bestMetric = value
       state.bestStep = state.step

@@ -38,8 +38,8 @@ public final class Trainer {
   ///   - train: The examples to learn from.
   ///   - validation: The examples to evaluate during training.
   ///   - test: The examples to evaluate the result on.
-  ///   - metric: "loss", "accuracy" or "perplexity": what makes a checkpoint the best, unless the
-  ///     settings name another.
+  ///   - metric: "loss", or a metric of the objective: what makes a checkpoint the best, unless the
+  ///     settings name another. One that the objective does not have counts as "loss".
   ///   - artifacts: What is saved beside the adapter.
   ///   - optimizer: What changes the weights; the one that the settings name unless given.
   /// - Throws: ``PEFTError``: no data, nothing to train, settings that contradict the data.
@@ -62,7 +62,8 @@ public final class Trainer {
     self.validation = validation
     self.test = test
     self.artifacts = artifacts
-    self.metric = arguments.bestMetric ?? metric
+    let metrics = ["loss"] + objective.metricNames
+    self.metric = arguments.bestMetric ?? (metrics.contains(metric) ? metric : "loss")
     plan = TrainingPlan(arguments, exampleCount: train.count)
     if let optimizer {
       self.optimizer = optimizer
@@ -81,11 +82,11 @@ public final class Trainer {
         .invalidConfiguration, "'load_best_model_at_end' needs data to evaluate",
         remedy: "Name it with 'validation_file'.")
     }
-    if self.metric == "perplexity", !(objective is LanguageModelObjective) {
+    if !metrics.contains(self.metric) {
       throw PEFTError(
         .invalidConfiguration,
-        "'metric_for_best_model' is perplexity, which only language models have",
-        remedy: "Use loss or accuracy.")
+        "'metric_for_best_model' is \(self.metric), which this task does not have",
+        remedy: "Use \(metrics.joined(separator: ", ")).")
     }
   }
 

@@ -121,3 +121,13 @@ def make() -> None:
         with contextlib.redirect_stdout(report):
             adapted.print_trainable_parameters()
         (folder / "parameters.txt").write_text(report.getvalue())
+    # DoRA has to know its weights.
+    folder = Path("inspect") / "stories260k"
+    (_, model_class, lora) = MODELS["stories260k"]
+    model = model_class.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+    adapted = get_peft_model(model, LoraConfig(use_dora=True, **lora))
+    (folder / "after-dora.txt").write_text(f"{adapted}\n")
+    report = io.StringIO()
+    with contextlib.redirect_stdout(report):
+        adapted.print_trainable_parameters()
+    (folder / "parameters-dora.txt").write_text(report.getvalue())

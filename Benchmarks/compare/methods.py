@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Training steps and decoding of LoRA, DoRA, EDoRA and LoRA-XS with random weights of the shape of
+Qwen2-0.5B, and of MiniLM on batches like banking77's: here in one process, where the methods take
+turns; and LoRA and DoRA in Python's peft beside it. See README.md."""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import measure
+
+HERE = Path(__file__).resolve().parent
+INSPECT = HERE.parents[1] / "Tests" / "Goldens" / "inspect"
+SHAPES = {
+    "qwen2": (INSPECT / "qwen2-0.5b-instruct", "causal", 128),
+    "minilm": (INSPECT / "minilm-seq-cls", "classify", 416),
+}
+KINDS = {
+    "training_step_seconds": "training step",
+    "forward_seconds": "forward",
+    "decode_token_seconds": "decoded token",
+}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    binary = HERE.parent / ".build" / "release" / "methods-bench"
+    parser.add_argument("--binary", type=Path, default=binary)
+    parser.add_argument("--shapes", default="qwen2:float32,qwen2:bfloat16,minilm:float32")
+    parser.add_argument("--methods", default="lora,dora,edora,lora-xs")
+    parser.add_argument("--sides", default="peft,swift", help="peft, swift or both")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--decode", type=int, default=16, help="tokens to decode")
+    parser.add_argument("--peft-rounds", type=int, default=3)
+    parser.add_argument("--init", action="store_true", help="time initialisations instead")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the measurements here too")
+    options = parser.parse_args()
+    options.sides = options.sides.split(",")
+    if not options.binary.is_file():
+        parser.error(f"no such binary: {options.binary}")
+    return options
+
+
+def run_swift(options, shape: str, precision: str) -> dict:
+    folder, task, rows = SHAPES[shape]
+    command = [options.binary.resolve(), folder, "--task", task, "--precision", precision]
+    command += ["--rows", rows, "--rounds", options.rounds, "--decode", options.decode]
+    command += ["--methods", options.methods] + ["--init"] * options.init
+    return measure.last_json(measure.run(command, options.threads).output)
+
+
+def run_peft(options, shape: str, precision: str, folder: Path) -> dict:
+    """Qwen2 only; LoRA and DoRA, which peft has."""
+    config, _, rows = SHAPES[shape]
+    command = [sys.executable, HERE / "peft_methods.py", "--config", config, "--rows", rows]
+    command += ["--precision", precision, "--rounds", options.peft_rounds]
+    command += ["--decode", options.decode, "--threads", options.threads]
+    return measure.last_json(measure.run(command, options.threads).output)
+
+
+def table(shape: str, side: str, result: dict) -> list[list[str]]:
+    rows = []
+    for key, name in KINDS.items():
+        times = result.get(key)
+        if not times:
+            continue
+        # The least: whatever else runs only ever adds.
+        best = {method: min(values) for method, values in times.items()}
+        median = {method: statistics.median(values) for method, values in times.items()}
+        for method, seconds in best.items():
+            rows.append([
+                f"{shape}, {name}", side, method, f"{1e3 * seconds:.1f}",
+                f"{1e3 * median[method]:.1f}", f"{seconds / best['lora']:.3f}",
+                f"{median[method] / median['lora']:.3f}",
+            ])  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    options = parse()
+    results, rows = [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        for entry in options.shapes.split(","):
+            shape, precision = entry.split(":")
+            for side in options.sides:
+                if side == "peft" and (shape != "qwen2" or options.init):
+                    continue
+                if side == "peft":
+                    result = run_peft(options, shape, precision, Path(temporary))
+                else:
+                    result = run_swift(options, shape, precision)
+                results.append({"shape": shape, "precision": precision, "side": side, **result})
+                print(f"{entry}, {side}: {result}", file=sys.stderr, flush=True)
+                if options.init:
+                    for name, seconds in result["initialisation_seconds"].items():
+                        rows.append([f"{shape} {precision}", name, f"{seconds:.2f}"])
+                else:
+                    rows += table(f"{shape} {precision}", side, result)
+    if options.init:
+        measure.print_table(["shape", "initialisation", "s"], rows)
+    else:
+        head = ["what", "side", "method", "least ms", "median ms", "least/LoRA", "median/LoRA"]
+        measure.print_table(head, rows)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+#!/usr/bin/env python3
+"""LoRA, DoRA, EDoRA and LoRA-XS on banking77 with MiniLM: test accuracy, trainable parameters, time
+and adapter size at each rank, for the best of some learning rates and several seeds.
+
+Every run leaves a file in the folder of results, and a run that has one is not repeated: stop and go on
+as you like, or run parts with --only. With --report a table (Markdown) and a plot (SVG) are made of what is
+there. See README.md.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import measure
+
+RANDOM = {"reconstruct_config": {"replacement_module_random_init": True}}
+# Name, method of `peft train`, its own settings, learning rates.
+VARIANTS = [
+    ("LoRA", "lora", {}, (5e-4, 1e-3, 2e-3)),
+    ("DoRA", "dora", {}, (5e-4, 1e-3, 2e-3)),
+    ("EDoRA, SVD", "edora", {}, (1e-3, 3e-3, 1e-2)),
+    ("EDoRA, random", "edora", RANDOM, (1e-3, 3e-3, 1e-2)),
+    ("LoRA-XS", "lora-xs", {}, (1e-3, 3e-3, 1e-2)),
+]
+TARGETS = ["query", "key", "value", "dense"]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peft-binary", type=Path, default=Path(".build/release/peft"))
+    parser.add_argument("--data", type=Path, default=os.environ.get("PEFT_TEST_DATA"))
+    parser.add_argument("--results", type=Path, default=Path("methods-study"))
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--ranks", default="8,16", help="comma-separated")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
+    parser.add_argument("--only", default="", help="variants, separated by ';'")
+    parser.add_argument("--minutes", type=float, default=0, help="stop after so many; 0: never")
+    parser.add_argument("--limit", type=int, default=0, help="steps of a run, for a quick look")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--report", type=Path, help="folder for table and plot; runs nothing")
+    options = parser.parse_args()
+    if options.data is None and options.report is None:
+        parser.error("--data is needed (or PEFT_TEST_DATA)")
+    options.ranks = [int(rank) for rank in options.ranks.split(",")]
+    options.seeds = [int(seed) for seed in options.seeds.split(",")]
+    return options
+
+
+def runs(options):
+    """All runs, the first seed of everything first."""
+    for seed in options.seeds:
+        for rank in options.ranks:
+            for name, method, settings, rates in VARIANTS:
+                if options.only and name not in options.only.split(";"):
+                    continue
+                for rate in rates:
+                    yield name, method, settings, rank, rate, seed
+
+
+def path(options, name: str, rank: int, rate: float, seed: int) -> Path:
+    plain = name.lower().replace(", ", "-")
+    return options.results / f"{plain}_r{rank}_lr{rate:g}_s{seed}_e{options.epochs}.json"
+
+
+def run(options, name, method, settings, rank, rate, seed) -> dict:
+    source = options.data / "banking77"
+    adapter = {"r": rank, "lora_alpha": 2 * rank, "target_modules": TARGETS, **settings}
+    if method in ("edora", "lora-xs"):
+        recipe = dict(adapter.get("reconstruct_config", {}), svd={"random_state": 42 + seed})
+        adapter["reconstruct_config"] = recipe
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        configuration = {
+            "model": str(options.data / "minilm-l6-v2"),
+            "task_type": "SEQ_CLS",
+            "train_file": str(source / "train.csv"),
+            "validation_file": str(source / "test.csv"),
+            "data_format": "classification",
+            "text_column": "text",
+            "label_column": "category",
+            "labels": str(source / "categories.json"),
+            "max_length": 128,
+            "method": method,
+            method: adapter,
+            "output_dir": str(folder / "adapter"),
+            "num_train_epochs": options.epochs,
+            "per_device_train_batch_size": 32,
+            "per_device_eval_batch_size": 64,
+            "learning_rate": rate,
+            "lr_scheduler_type": "linear",
+            "warmup_ratio": 0.06,
+            "weight_decay": 0.0,
+            "max_grad_norm": 0,
+            "seed": seed,
+            "eval_strategy": "epoch",
+            "save_strategy": "no",
+            "logging_steps": 10,
+            "num_threads": options.threads,
+        }
+        if options.limit:
+            configuration["max_steps"] = options.limit
+        used = measure.train(options.peft_binary.resolve(), configuration, folder, options.threads)
+        lines = measure.metrics(folder / "adapter")
+        accuracies = [line["eval_accuracy"] for line in lines if "eval_accuracy" in line]
+        weights = folder / "adapter" / "adapter_model.safetensors"
+        shapes = header(weights)
+    frozen = ("lora_A", "lora_B") if method in ("edora", "lora-xs") else ()
+    counts = {key: math.prod(shape) for key, shape in shapes.items()}
+    head = sum(n for key, n in counts.items() if "classifier" in key)
+    trained = sum(n for key, n in counts.items() if not any(part in key for part in frozen))
+    return {
+        "name": name, "rank": rank, "rate": rate, "seed": seed, "epochs": options.epochs,
+        "accuracy": accuracies[-1], "best_accuracy": max(accuracies),
+        "train_seconds": sum(measure.step_seconds(lines)), "wall_seconds": used.wall_seconds,
+        "trained": trained - head, "head": head, "stored": sum(counts.values()),
+    }  # fmt: skip
+
+
+def header(path: Path) -> dict[str, list[int]]:
+    """Shapes of the tensors of a safetensors file."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(size))
+    return {key: value["shape"] for key, value in entries.items() if key != "__metadata__"}
+
+
+def collect(options) -> list[dict]:
+    rows = [json.loads(file.read_text()) for file in sorted(options.results.glob("*.json"))]
+    return [row for row in rows if row["epochs"] == options.epochs]
+
+
+def best(rows: list[dict]) -> dict[tuple[str, int], list[dict]]:
+    """The runs of each variant and rank at its best learning rate: that of the best mean accuracy."""
+    groups: dict[tuple[str, int], dict[float, list[dict]]] = {}
+    for row in rows:
+        groups.setdefault((row["name"], row["rank"]), {}).setdefault(row["rate"], []).append(row)
+    order = [name for name, *_ in VARIANTS]
+    return {
+        key: max(rates.values(), key=lambda runs: statistics.fmean(r["accuracy"] for r in runs))
+        for key, rates in sorted(groups.items(), key=lambda g: (g[0][1], order.index(g[0][0])))
+    }
+
+
+def write_report(options) -> None:
+    rows = collect(options)
+    if not rows:
+        sys.exit(f"no results of {options.epochs} epochs in {options.results}")
+    chosen = best(rows)
+    options.report.mkdir(parents=True, exist_ok=True)
+    lines = [
+        "| rank | method | rate | seeds | test accuracy | trained (without head) | training s | stored numbers |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for (name, rank), group in chosen.items():
+        values = [100 * r["accuracy"] for r in group]
+        spread = statistics.stdev(values) if len(values) > 1 else 0
+        lines.append(
+            f"| {rank} | {name} | {group[0]['rate']:g} | {len(group)} | {statistics.fmean(values):.2f} ± {spread:.2f} "
+            f"| {group[0]['trained']:,} | {statistics.fmean(r['train_seconds'] for r in group):.0f} "
+            f"| {group[0]['stored']:,} |"
+        )
+    complete = len(options.seeds)
+    if any(len(group) < complete for group in chosen.values()):
+        lines.append(f"\nNot all variants have {complete} seeds yet.")
+    (options.report / "methods.md").write_text("\n".join(lines) + "\n")
+    (options.report / "methods.svg").write_text(plot(chosen))
+    print("\n".join(lines))
+
+
+def plot(chosen: dict[tuple[str, int], list[dict]]) -> str:
+    """Accuracy against trained parameters, on a logarithmic axis; a point for each seed, a ring for the
+    mean."""
+    width, height, left, right, top, bottom = 720, 420, 64, 190, 24, 52
+    colours = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e"]
+    counts = [group[0]["trained"] for group in chosen.values()]
+    values = [100 * run["accuracy"] for group in chosen.values() for run in group]
+    low, high = math.floor(math.log10(min(counts))), math.ceil(math.log10(max(counts)))
+    high = max(high, low + 1)
+    floor, ceiling = math.floor(min(values) * 2) / 2, math.ceil(max(values) * 2) / 2
+    ceiling = max(ceiling, floor + 0.5)
+
+    def x(count: float) -> float:
+        return left + (math.log10(count) - low) / (high - low) * (width - left - right)
+
+    def y(value: float) -> float:
+        return top + (ceiling - value) / (ceiling - floor) * (height - top - bottom)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
+    for power in range(low, high + 1):
+        at = x(10**power)
+        parts.append(
+            f'<line x1="{at:.1f}" y1="{top}" x2="{at:.1f}" y2="{height - bottom}" stroke="#ddd"/>'
+            f'<text x="{at:.1f}" y="{height - bottom + 18}" text-anchor="middle">{10**power:,}</text>'
+        )
+    steps = max(1, round((ceiling - floor) / 6 * 2)) / 2
+    value = floor
+    while value <= ceiling + 1e-9:
+        parts.append(
+            f'<line x1="{left}" y1="{y(value):.1f}" x2="{width - right}" y2="{y(value):.1f}" '
+            f'stroke="#ddd"/><text x="{left - 8}" y="{y(value) + 4:.1f}" '
+            f'text-anchor="end">{value:.1f}</text>'
+        )
+        value += steps
+    parts.append(
+        f'<text x="{(left + width - right) / 2}" y="{height - 10}" text-anchor="middle">'
+        "trained parameters without the head</text>"
+        f'<text transform="translate(16 {(top + height - bottom) / 2}) rotate(-90)" '
+        'text-anchor="middle">test accuracy, %</text>'
+    )
+    names = [name for name, *_ in VARIANTS]
+    for (name, rank), group in chosen.items():
+        colour = colours[names.index(name)]
+        at = x(group[0]["trained"])
+        mean = statistics.fmean(100 * run["accuracy"] for run in group)
+        for run in group:
+            parts.append(
+                f'<circle cx="{at:.1f}" cy="{y(100 * run["accuracy"]):.1f}" r="2.5" '
+                f'fill="{colour}"/>'
+            )
+        parts.append(
+            f'<circle cx="{at:.1f}" cy="{y(mean):.1f}" r="6" fill="none" stroke="{colour}" '
+            f'stroke-width="2"/><text x="{at + 9:.1f}" y="{y(mean) - 7:.1f}" fill="{colour}">'
+            f"r {rank}</text>"
+        )
+    for place, name in enumerate(names):
+        parts.append(
+            f'<circle cx="{width - right + 24}" cy="{top + 12 + 20 * place}" r="5" '
+            f'fill="{colours[place]}"/><text x="{width - right + 36}" '
+            f'y="{top + 16 + 20 * place}">{name}</text>'
+        )
+    return "\n".join(parts) + "\n</svg>\n"
+
+
+def main() -> None:
+    options = parse()
+    if options.report:
+        write_report(options)
+        return
+    options.data = options.data.resolve()
+    options.results.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    for name, method, settings, rank, rate, seed in runs(options):
+        target = path(options, name, rank, rate, seed)
+        if target.exists():
+            continue
+        if options.minutes and time.monotonic() - start > 60 * options.minutes:
+            print("time is up; run again to go on")
+            return
+        result = run(options, name, method, settings, rank, rate, seed)
+        temporary = target.with_suffix(".part")
+        temporary.write_text(json.dumps(result) + "\n")
+        temporary.rename(target)
+        print(
+            f"{name}, r {rank}, rate {rate:g}, seed {seed}: {100 * result['accuracy']:.2f} % in "
+            f"{result['train_seconds']:.0f} s", flush=True,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+import PEFT
+
+/// The settings of a new adapter, as a command line gives them.
+struct AdapterSettings {
+  let config: any TunerConfig
+  /// Where they stand, for errors.
+  let place: String
+
+  /// Reads a JSON object, or the file that holds one.
+  ///
+  /// - Parameters:
+  ///   - text: The object, or the path of a file.
+  ///   - option: The option that has it.
+  ///   - method: The method's name in a run's settings.
+  ///   - registry: The methods.
+  /// - Throws: ``PEFTError`` naming the flag or file and the key.
+  init(
+    _ text: String, option: String, method: String, registry: TunerRegistry = .standard
+  ) throws(PEFTError) {
+    guard let identity = registry.identifyingMembers(ofMethod: method) else {
+      throw PEFTError(
+        .invalidConfiguration, "'\(method)' is not a method", at: "--method",
+        remedy: Spelling.suggestion(for: method, among: registry.methodNames))
+    }
+    let isInline = text.drop { $0 == " " || $0 == "\n" }.hasPrefix("{")
+    place = isInline ? option : text
+    do throws(PEFTError) {
+      let value = isInline ? try JSONValue(parsing: text) : try FileSystem.readJSON(text)
+      guard var object = value.object else {
+        throw PEFTError(
+          .invalidConfiguration, "is \(value.kindName), a JSON object was expected",
+          remedy: #"Write it as '{"r": 8, "lora_alpha": 16}'."#)
+      }
+      for (key, wanted) in identity.members {
+        if let given = object[key], given != wanted {
+          throw PEFTError(
+            .unsupported,
+            "'\(key)' is \(given.text()), these are not settings of the method \(method)")
+        }
+        object[key] = wanted
+      }
+      config = try registry.config(object)
+      if let key = config.unknownKeys.keys.first {
+        let known = config.object.keys.filter { config.unknownKeys[$0] == nil }
+        throw PEFTError(
+          .invalidConfiguration, "unknown key '\(key)'",
+          remedy: Spelling.suggestion(for: key, among: known + LoRAConfig.knownKeys))
+      }
+    } catch {
+      throw error.located(at: place)
+    }
+  }
+}

@@ -1,0 +1,176 @@
+import Models
+import PEFTCore
+import PEFTSupport
+import Tensors
+import Tokenizers
+
+extension DatasetBuilder {
+  /// The examples of questions, each with a context that holds the answer.
+  ///
+  /// A context that is too long is cut into windows that share `doc_stride` tokens. In a window
+  /// without the answer, as for a question without one, the answer is the first token.
+  func questions(_ source: DataSource) throws(PEFTError) -> Dataset {
+    var encoder = QuestionEncoder(
+      try requireTokenizer(), maxLength: maxLength, stride: configuration.stride)
+    var examples: [Example] = []
+    var cut = 0
+    for record in source.records {
+      let question = try record.text("question", setBy: "data_format")
+      let context = try record.text("context", setBy: "data_format")
+      let answer = try record.answer(in: context)
+      let windows: [QuestionEncoder.Window]
+      do { windows = try encoder.windows(question: question, context: context) } catch {
+        throw error.located(at: record.location)
+      }
+      let tokens = answer.map { encoder.tokens($0, of: context) }
+      if windows.count > 1 { cut += 1 }
+      for window in windows {
+        let place = tokens.flatMap { window.place(of: $0) } ?? 0...0
+        let example = Example(
+          tokenIDs: window.ids, typeIDs: segments(window.types),
+          labels: [Int32(place.lowerBound), Int32(place.upperBound)])
+        try check(example, at: record.location)
+        examples.append(example)
+      }
+    }
+    return Dataset(examples, truncatedCount: cut)
+  }
+}
+
+/// Tokenises questions with their contexts, and finds places of the context among the tokens.
+struct QuestionEncoder: ~Copyable {
+  /// A question with a part of its context.
+  struct Window {
+    var ids: [Int32]
+    var types: [Int32]
+    /// The tokens of the context that are in it, counted in the whole context.
+    var part: Range<Int>
+    /// Where the first of them stands in the window.
+    var offset: Int
+
+    /// The place of an answer; `nil` when the window does not hold all of it.
+    func place(of tokens: Range<Int>) -> ClosedRange<Int>? {
+      guard !tokens.isEmpty, part.contains(tokens.lowerBound),
+        part.contains(tokens.upperBound - 1)
+      else { return nil }
+      let shift = offset - part.lowerBound
+      return tokens.lowerBound + shift...tokens.upperBound - 1 + shift
+    }
+  }
+
+  private var encoder: Tokenizer.Encoder
+  private let maxLength: Int
+  private let stride: Int
+
+  init(_ tokenizer: Tokenizer, maxLength: Int, stride: Int) {
+    var tokenizer = tokenizer
+    tokenizer.truncation = nil
+    tokenizer.padding = nil
+    encoder = tokenizer.makeEncoder()
+    self.maxLength = maxLength
+    self.stride = stride
+  }
+
+  /// The windows of a pair.
+  ///
+  /// - Throws: ``PEFTError`` when the question leaves no room for the context.
+  mutating func windows(question: String, context: String) throws(PEFTError) -> [Window] {
+    let whole = encoder.encode(question, pair: context)
+    let count = encoder.ids(of: context).count
+    // The context's tokens are the last ones that are not special, in one piece.
+    let inside = whole.ids.indices.filter { !whole.specialTokensMask[$0] }.suffix(count)
+    let start = inside.first ?? whole.count
+    let end = (inside.last).map { $0 + 1 } ?? whole.count
+    let (head, tail) = (0..<start, end..<whole.count)
+    let room = maxLength - head.count - tail.count
+    guard room > 0 else {
+      throw PEFTError(
+        .invalidData,
+        "the question has \(head.count) tokens, which leaves none of \(maxLength) "
+          + "for the context", remedy: "Raise 'max_length'.")
+    }
+    var windows: [Window] = []
+    var first = 0
+    repeat {
+      let part = first..<min(first + room, count)
+      let places = [head, start + part.lowerBound..<start + part.upperBound, tail]
+      windows.append(
+        Window(
+          ids: places.flatMap { whole.ids[$0] }, types: places.flatMap { whole.typeIDs[$0] },
+          part: part, offset: start))
+      if part.upperBound == count { break }
+      first += max(1, room - stride)
+    } while true
+    return windows
+  }
+
+  /// The tokens that hold a range of characters of a text.
+  ///
+  /// Tokens before a place are those that the text before it is made of, as far as they are the
+  /// whole text's; tokens after it are those that the rest ends with. A token that spans the first
+  /// or the last place of the range belongs to it.
+  mutating func tokens(_ characters: Range<String.Index>, of text: String) -> Range<Int> {
+    let all = encoder.ids(of: text)
+    let before = Self.common(all, encoder.ids(of: String(text[..<characters.lowerBound])))
+    let until = encoder.ids(of: String(text[..<characters.upperBound]))
+    if until.count > before, Self.common(all, until) == until.count { return before..<until.count }
+    let after = Self.common(
+      all.reversed(), encoder.ids(of: String(text[characters.upperBound...])).reversed())
+    return before..<max(before, all.count - after)
+  }
+
+  private static func common(_ one: [Int32], _ other: [Int32]) -> Int {
+    zip(one, other).prefix { $0 == $1 }.count
+  }
+}
+
+extension DataRecord {
+  /// Where the answer stands in the context: `answers` as SQuAD has them, or `answer` and
+  /// `answer_start`; `nil` when there is none. Of several, the first counts. Starts count Unicode
+  /// scalars, as Python counts characters.
+  func answer(in context: String) throws(PEFTError) -> Range<String.Index>? {
+    var text = values["answer"]
+    var start = values["answer_start"]
+    if let answers = values["answers"], !answers.isNull {
+      if let list = answers.array {
+        guard let first = list.first else { return nil }
+        (text, start) = (first["text"], first["answer_start"])
+      } else {
+        guard let texts = answers["text"]?.array, let starts = answers["answer_start"]?.array,
+          texts.count == starts.count
+        else {
+          throw PEFTError(
+            .invalidData, "'answers' is no mapping with the lists 'text' and 'answer_start'",
+            at: location)
+        }
+        guard !texts.isEmpty else { return nil }
+        (text, start) = (texts[0], starts[0])
+      }
+    }
+    guard let answer = text?.string, !answer.isEmpty else {
+      if let text, !text.isNull, text.string == nil {
+        throw PEFTError(
+          .invalidData, "the answer is \(text.kindName), a text was expected", at: location)
+      }
+      return nil
+    }
+    guard let offset = start?.int, offset >= 0 else {
+      throw PEFTError(
+        .invalidData,
+        "'answer_start' is \((start ?? .null).text()), the place of '\(answer)' in "
+          + "the context was expected", at: location)
+    }
+    let scalars = context.unicodeScalars
+    let length = answer.unicodeScalars.count
+    guard
+      let first = scalars.index(scalars.startIndex, offsetBy: offset, limitedBy: scalars.endIndex),
+      let last = scalars.index(first, offsetBy: length, limitedBy: scalars.endIndex),
+      String(scalars[first..<last]) == answer
+    else {
+      throw PEFTError(
+        .invalidData, "the context does not have '\(answer)' at character \(offset)", at: location,
+        remedy: "'answer_start' counts Unicode characters from 0.")
+    }
+    return first..<last
+  }
+}

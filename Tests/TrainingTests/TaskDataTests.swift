@@ -1,0 +1,241 @@
+import Models
+import NN
+import PEFTCore
+import PEFTSupport
+import Tensors
+import TestSupport
+import Testing
+import Tokenizers
+
+@testable import Training
+
+/// The data of each task, through a WordPiece tokenizer of a few words: [CLS] is 2, [SEP] is 3.
+struct TaskDataTests {
+  private let folder: TemporaryFolder
+  private let words = ["anna", "lives", "in", "new", "york", "##er", "who", "where", ".", "?"]
+
+  init() throws {
+    folder = try TemporaryFolder()
+    _ = try folder.write("tokenizer.json", WordTokenizer.json(words))
+  }
+
+  /// The id of a word.
+  private func id(_ word: String) -> Int32 { Int32(words.firstIndex(of: word)! + 4) }
+
+  private func dataset(
+    _ task: TaskType, _ lines: String, labels: [String]? = nil,
+    problem: ProblemType = .singleLabel, name: String = "data.jsonl",
+    _ change: (inout DataConfiguration) -> Void = { _ in }
+  ) throws -> Dataset {
+    var configuration = DataConfiguration()
+    change(&configuration)
+    let path = try folder.write(name, lines)
+    let builder = try DatasetBuilder(
+      task: task, configuration: configuration,
+      limits: InputLimits(vocabulary: 99, positions: 40, positionsAreTable: true, tokenTypes: 2),
+      labels: try labels.map { (names) throws(PEFTError) in try LabelSet(names) },
+      problem: problem, tokenizer: Tokenizer(folder: folder.path))
+    return try builder.dataset(DataSource(path, configuration, task: task))
+  }
+
+  // MARK: Words
+
+  /// As transformers' example for token classification aligns them: the first token of a word has
+  /// its label, the rest and the special tokens -100.
+  @Test(arguments: [("words", "tags"), ("tokens", "labels"), ("tokens", "ner_tags")])
+  func wordsGiveTheirLabelToTheirFirstToken(_ words: String, _ tags: String) throws {
+    let line = """
+      {"\(words)": ["Anna", "lives", "in", "yorker", "."], "\(tags)": ["B", 0, "O", 1, "O"]}
+      """
+    let example = try dataset(.tokenClassification, line, labels: ["O", "B"]).examples[0]
+    #expect(
+      example.tokenIDs == [
+        2, id("anna"), id("lives"), id("in"), id("york"), id("##er"), id("."), 3,
+      ])
+    #expect(example.labels == [-100, 1, 0, 0, 1, -100, 0, -100])
+    let all = try dataset(.tokenClassification, line, labels: ["O", "B"]) {
+      $0.labelsAllTokens = true
+    }
+    #expect(all.examples[0].labels == [-100, 1, 0, 0, 1, 1, 0, -100])
+    // Words that do not fit whole are left out.
+    let short = try dataset(.tokenClassification, line, labels: ["O", "B"]) { $0.maxLength = 6 }
+    #expect(short.examples[0].labels == [-100, 1, 0, 0, -100] && short.truncatedCount == 1)
+  }
+
+  @Test func wordsAndTagsMustFit() throws {
+    func message(_ line: String) -> String {
+      failure { _ = try dataset(.tokenClassification, line, labels: ["O", "B"]) }
+    }
+    #expect(
+      message("{\"words\": [\"new\", \"york\"], \"tags\": [\"O\"]}")
+        .contains("data.jsonl:1: there are 1 labels in 'tags' for 2 words"))
+    #expect(
+      message("{\"words\": [\"new\"], \"tags\": [\"X\"]}").contains("unknown label 'X'"))
+    #expect(message("{\"words\": [\"new\"], \"tags\": [7]}").contains("the label 7 is not one of"))
+    #expect(message("{\"words\": \"new\", \"tags\": []}").contains("a list of words was expected"))
+    #expect(message("{\"words\": [1], \"tags\": [0]}").contains("'words' holds 1"))
+    #expect(message("{\"words\": [\"new\"]}").contains("there is no 'label' among words"))
+  }
+
+  @Test func tokenIDsWithLabels() throws {
+    let line = """
+      {"input_ids": [2, 9, 8, 0], "attention_mask": [1, 1, 1, 0], "labels": [-100, "B", 0, -100]}
+      """
+    let example = try dataset(.tokenClassification, line, labels: ["O", "B"]).examples[0]
+    #expect(example == Example(tokenIDs: [2, 9, 8], labels: [-100, 1, 0]))
+    let text = failure {
+      _ = try dataset(
+        .tokenClassification, "{\"input_ids\": [2, 9], \"labels\": [1]}", labels: ["O", "B"])
+    }
+    #expect(text.contains("'labels' has 1 elements, 'input_ids' has 2"), "\(text)")
+  }
+
+  /// Entities as the CoNLL evaluation finds them.
+  @Test func entitiesOfLabels() throws {
+    let names = ["O", "B-P", "I-P", "B-L", "I-L", "E-P", "S-L"]
+    let entities = try #require(EntityLabels(names))
+    func spans(_ labels: [String]) -> [String] {
+      entities.spans(labels.map { Int32(names.firstIndex(of: $0)!) }[...])
+        .map { "\($0.kind)\($0.rows.lowerBound)-\($0.rows.upperBound)" }
+    }
+    #expect(spans(["B-P", "I-P", "O", "B-L"]) == ["P0-2", "L3-4"])
+    // Neighbours, a change of kind, and an entity that begins without B.
+    #expect(spans(["B-P", "B-P", "I-L", "O", "I-P"]) == ["P0-1", "P1-2", "L2-3", "P4-5"])
+    #expect(spans(["B-P", "E-P", "I-P", "S-L"]) == ["P0-2", "P2-3", "L3-4"])
+    #expect(spans(["O", "O"]) == [])
+    #expect(EntityLabels(["NOUN", "VERB"]) == nil && EntityLabels(["O"]) == nil)
+  }
+
+  // MARK: Questions
+
+  private let context = "Anna lives in New Yorker. Anna lives."
+
+  @Test func answersAreFoundAmongTheTokens() throws {
+    func labels(_ answer: String, _ start: Int) throws -> [Int32] {
+      let line = """
+        {"question": "where ?", "context": "\(context)",
+         "answers": {"text": ["\(answer)"], "answer_start": [\(start)]}}
+        """.replacing("\n", with: "")
+      return try dataset(.questionAnswering, line).examples[0].labels
+    }
+    let whole = try dataset(
+      .questionAnswering, "{\"question\": \"where ?\", \"context\": \"\(context)\"}"
+    ).examples[0]
+    // [CLS] where ? [SEP] anna lives in new york ##er . anna lives . [SEP]
+    #expect(whole.tokenIDs.count == 15 && whole.labels == [0, 0])
+    #expect(whole.typeIDs == [0, 0, 0, 0] + [Int32](repeating: 1, count: 11))
+    #expect(try labels("New Yorker", 14) == [7, 9])
+    #expect(try labels("New York", 14) == [7, 8])
+    #expect(try labels("Anna", 0) == [4, 4] && labels("Anna", 26) == [11, 11])
+    #expect(try labels("lives.", 31) == [12, 13])
+    // In the middle of a token: all of it.
+    #expect(try labels("ew", 15) == [7, 7])
+  }
+
+  @Test func longContextsAreCutIntoWindows() throws {
+    let line = """
+      {"question": "where ?", "context": "\(context)", "answer": "lives", "answer_start": 31}
+      """
+    let data = try dataset(.questionAnswering, line) {
+      $0.maxLength = 11
+      $0.stride = 2
+    }
+    // Room for 6 tokens of 10, of which neighbours share 2.
+    #expect(data.examples.map(\.tokenIDs.count) == [11, 11] && data.truncatedCount == 1)
+    #expect(Array(data.examples[1].tokenIDs[4...]).first == id("york"))
+    #expect(data.examples.map(\.labels) == [[0, 0], [8, 8]])
+    let text = failure { _ = try dataset(.questionAnswering, line) { $0.maxLength = 5 } }
+    #expect(text.contains("which leaves none of 5 for the context"), "\(text)")
+  }
+
+  @Test func answersThatAreNotThereAreErrors() {
+    func message(_ answer: String) -> String {
+      failure {
+        _ = try dataset(
+          .questionAnswering, "{\"question\": \"who\", \"context\": \"\(context)\", \(answer)}")
+      }
+    }
+    #expect(
+      message("\"answer\": \"New\", \"answer_start\": 13")
+        .contains("data.jsonl:1: the context does not have 'New' at character 13"))
+    #expect(message("\"answer\": \"New\"").contains("'answer_start' is null"))
+    #expect(message("\"answers\": {\"text\": [\"a\"]}").contains("'answers' is no mapping"))
+    #expect(message("\"answer\": \"New\", \"answer_start\": 999").contains("does not have"))
+  }
+
+  @Test func theNestedFormOfSquad() throws {
+    let json = """
+      {"data": [{"title": "t", "paragraphs": [{"context": "\(context)", "qas": [
+        {"id": "1", "question": "who", "answers": [{"text": "Anna", "answer_start": 0}]},
+        {"id": "2", "question": "where", "answers": [], "is_impossible": true}]}]}]}
+      """
+    let data = try dataset(.questionAnswering, json, name: "squad.json")
+    #expect(data.examples.map(\.labels) == [[3, 3], [0, 0]])
+  }
+
+  @Test func tokenIDsWithAnswers() throws {
+    let line = "{\"input_ids\": [2, 9, 8], \"start_positions\": 1, \"end_positions\": 2}"
+    #expect(try dataset(.questionAnswering, line).examples[0].labels == [1, 2])
+    let text = failure {
+      _ = try dataset(.questionAnswering, line.replacing("\": 2}", with: "\": 3}"))
+    }
+    #expect(text.contains("'end_positions' is 3, the place of one of the 3 tokens"), "\(text)")
+  }
+
+  // MARK: Several labels and numbers
+
+  @Test func severalLabels() throws {
+    let lines = """
+      {"text": "anna", "label": ["b", "c"]}
+      {"text": "new york", "label": []}
+      """
+    let data = try dataset(
+      .sequenceClassification, lines, labels: ["a", "b", "c"], problem: .multiLabel)
+    #expect(data.examples.map(\.targets) == [[0, 1, 1], [0, 0, 0]])
+    #expect(data.examples[0].labels.isEmpty)
+    #expect(Batch(data.examples).targets == [0, 1, 1, 0, 0, 0])
+  }
+
+  @Test func numbersToLearn() throws {
+    let data = try dataset(
+      .sequenceClassification, "text,label\nanna,0.5\nnew york,-2\n", problem: .regression,
+      name: "data.csv")
+    #expect(data.examples.map(\.targets) == [[0.5], [-2]])
+    let text = failure {
+      _ = try dataset(
+        .sequenceClassification, "text,label\nanna,much\n", problem: .regression, name: "data.csv")
+    }
+    #expect(text.contains("data.csv:2: 'label' holds \"much\", a number was expected"), "\(text)")
+    // The fingerprint knows them.
+    var changed = data.examples
+    changed[1].targets = [-2.5]
+    #expect(Dataset(changed).fingerprint != data.fingerprint)
+  }
+
+  // MARK: Recognition
+
+  @Test func theTaskIsReadOffTheData() throws {
+    func implied(_ line: String) throws -> String? {
+      let path = try folder.write("implied.jsonl", line)
+      return try DataSource(path, DataConfiguration(), task: nil).impliedTask?.name
+    }
+    #expect(try implied("{\"words\": [\"a\"], \"tags\": [\"O\"]}") == "TOKEN_CLS")
+    #expect(try implied("{\"question\": \"q\", \"context\": \"c\"}") == "QUESTION_ANS")
+    #expect(try implied("{\"text\": \"a\", \"label\": [\"x\"]}") == "SEQ_CLS")
+    #expect(
+      try implied("{\"input_ids\": [1], \"start_positions\": 0, \"end_positions\": 0}")
+        == "QUESTION_ANS")
+  }
+
+  @Test func theProblemIsReadOffTheData() throws {
+    func implied(_ line: String) throws -> ProblemType {
+      let path = try folder.write("implied.jsonl", line)
+      return try DataSource(path, DataConfiguration(), task: .sequenceClassification)
+        .impliedProblem("label")
+    }
+    #expect(try implied("{\"text\": \"a\", \"label\": [\"x\", \"y\"]}") == .multiLabel)
+    #expect(try implied("{\"text\": \"a\", \"label\": [0.5, 1]}") == .regression)
+    #expect(try implied("{\"text\": \"a\", \"label\": 0.5}") == .regression)
+    #expect(try implied("{\"text\": \"a\", \"label\": 3}") == .singleLabel)
+  }
+}
