@@ -12,7 +12,10 @@ let package = Package(
       swiftSettings: [.swiftLanguageMode(.v6)]),
     .executableTarget(
       name: "adapters-bench",
-      dependencies: [.product(name: "PEFT", package: "swift-peft")],
+      dependencies: [
+        .product(name: "PEFT", package: "swift-peft"),
+        .product(name: "BLASKernels", package: "swift-peft"),
+      ],
       swiftSettings: [.swiftLanguageMode(.v6)]),
     .executableTarget(
       name: "methods-bench",

@@ -4,7 +4,12 @@
 For all-MiniLM-L6-v2 (a classifier with 77 labels) and stories260k (a causal language model):
 adapters made by peft give the same logits, losses and gradients in the tool; ten steps of
 `peft train` give torch's losses; the adapter that the tool saves loads in peft and gives the same
-logits. Also the models themselves, against the reference.json beside them.
+logits. Also the models themselves, against the reference.json beside them. Then every setting of
+LoRA that the tool takes, one by one on the goldens' models (roundtrip_fields.py): peft's adapter in
+the tool, active and merged, and the tool's in peft; what the tool refuses must be refused by name,
+and is shown so. Then every task type (roundtrip_tasks.py), and EDoRA and LoRA-XS adapters of the
+tool that `peft convert` turns into what peft can load (roundtrip_methods.py). With
+`--layer-runner`, every layer type by itself (roundtrip_layers.py).
 
     python scripts/roundtrip.py --peft-binary .build/release/peft --data ../shared/data
 
@@ -16,14 +21,14 @@ import argparse
 import csv
 import json
 import os
-import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import roundtrip_methods  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from peft import (  # noqa: E402
@@ -33,81 +38,20 @@ from peft import (  # noqa: E402
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from transformers import AutoModel, AutoModelForCausalLM  # noqa: E402
 from transformers import AutoModelForSequenceClassification  # noqa: E402
+
+import roundtrip_fields  # noqa: E402
+import roundtrip_layers  # noqa: E402
+import roundtrip_tasks  # noqa: E402
+from roundtrip_support import Report, Tool, ToolFailure, relative, visible  # noqa: E402
 
 LOGITS, GRADIENTS, LOSSES = 1e-5, 1e-4, 1e-4  # relative to the largest value of the reference
 STEPS, BATCH = 10, 4
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
 LABELS = 77
-
-
-class Report:
-    """The rows of the table."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, str, str, str, bool]] = []
-
-    def add(self, model: str, check: str, error: float, limit: float) -> None:
-        self.rows.append((model, check, f"{error:.1e}", f"{limit:.0e}", error <= limit))
-
-    def add_fact(self, model: str, check: str, found: str, holds: bool) -> None:
-        self.rows.append((model, check, found, "", holds))
-
-    def print(self) -> None:
-        head = ("model", "check", "max error", "limit", "")
-        rows = [(*row[:4], "ok" if row[4] else "FAILED") for row in self.rows]
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(5)]
-        for row in [head, tuple("-" * width for width in widths), *rows]:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-
-    @property
-    def failures(self) -> int:
-        return sum(not row[4] for row in self.rows)
-
-
-def relative(found: torch.Tensor, reference: torch.Tensor) -> float:
-    """max|found − reference| / max|reference|; infinite where shapes or finiteness differ."""
-    if found.shape != reference.shape or not bool(torch.isfinite(found).all()):
-        return float("inf")
-    return ((found - reference).abs().max() / reference.abs().max()).item()
-
-
-class ToolFailure(Exception):
-    """The tool ended with an error."""
-
-
-class Tool:
-    """The `peft` binary."""
-
-    def __init__(self, binary: Path, folder: Path, threads: int) -> None:
-        self.binary = binary
-        self.folder = folder
-        self.environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
-        self.calls = 0
-
-    def run(self, *arguments: object) -> str:
-        command = [str(self.binary), *map(str, arguments)]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise ToolFailure(f"{' '.join(command)}\nended with {done.returncode}\n{done.stderr}")
-        return done.stdout
-
-    def forward(self, model: Path, inputs: dict, *options: object, gradients=False):
-        """What `peft forward` writes: outputs and, if asked for, gradients."""
-        self.calls += 1
-        source = self.folder / f"{self.calls}-in.safetensors"
-        target = self.folder / f"{self.calls}-out.safetensors"
-        save_file(inputs, source)
-        arguments = ["forward", "--model", model, *options, "--input", source, "--output", target]
-        if not gradients:
-            self.run(*arguments)
-            return load_file(target)
-        slopes = self.folder / f"{self.calls}-gradients.safetensors"
-        self.run(*arguments, "--gradients", slopes)
-        return load_file(target), load_file(slopes)
 
 
 @dataclass
@@ -128,6 +72,11 @@ class Subject:
     @property
     def is_classifier(self) -> bool:
         return self.task == "SEQ_CLS"
+
+    @property
+    def method(self) -> str:
+        """The first adapter's, as the tool calls it."""
+        return "dora" if self.first.get("use_dora") else "lora"
 
     def base(self, path: Path | None = None):
         # A head that the folder lacks is random, but always the same.
@@ -153,7 +102,7 @@ class Subject:
 
 def subjects(data: Path) -> list[Subject]:
     projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    return [
+    found = [
         Subject(
             name="minilm",
             path=data / "minilm-l6-v2",
@@ -193,6 +142,11 @@ def subjects(data: Path) -> list[Subject]:
             ),
             model_config={"attention_dropout": 0.0},
         ),
+    ]
+    # The second adapter stays LoRA: with two of DoRA, peft's output depends on their order.
+    return found + [
+        replace(one, name=f"{one.name}-dora", first={**one.first, "use_dora": True})
+        for one in found
     ]
 
 
@@ -238,23 +192,20 @@ def padded(rows: list[dict]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def visible(output: torch.Tensor, inputs: dict) -> torch.Tensor:
-    """Without the rows of padding tokens, which mean nothing."""
-    return output[inputs["attention_mask"].bool()] if output.dim() == 3 else output
-
-
 # -- Adapters
 
 
 def make_adapter(subject: Subject, settings: dict, folder: Path, seed: int) -> Path:
     """An adapter of peft with random A, B and classifier, which changes the output clearly."""
-    torch.manual_seed(seed)
     model = get_peft_model(subject.base(), LoraConfig(**settings))
+    torch.manual_seed(seed)  # the base seeds too
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            if "lora_A" in name:
+            if "magnitude" in name:
+                parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
+            elif "lora_A" in name:
                 parameter.normal_(std=parameter.shape[1] ** -0.5)
             elif "lora_B" in name:
                 parameter.normal_(std=0.05)
@@ -401,7 +352,7 @@ def check_training(subject: Subject, start: Path, data: Path, tool: Tool, report
         "model_config": subject.model_config,
         "train_file": str(train_file),
         "data_format": "tokens",
-        "method": "lora",
+        "method": subject.method,
         "init_adapter": str(start),
         "output_dir": str(output),
         "num_train_epochs": 1,
@@ -449,10 +400,9 @@ def check_saved(subject, data, tool: Tool, report: Report, saved: Path, trained)
     """The adapter that the tool saved, in peft."""
     config = LoraConfig.from_pretrained(str(saved))
     expected = LoraConfig(**subject.first)
-    same = all(
-        getattr(config, field) == getattr(expected, field)
-        for field in ("r", "lora_alpha", "target_modules", "use_rslora", "peft_type", "task_type")
-    )
+    fields = ["r", "lora_alpha", "target_modules", "use_rslora", "use_dora"]
+    fields += ["peft_type", "task_type"]
+    same = all(getattr(config, field) == getattr(expected, field) for field in fields)
     report.add_fact(subject.name, "saved configuration", "same" if same else "differs", same)
 
     fresh = get_peft_model(subject.base(), config)
@@ -487,8 +437,11 @@ def check_saved(subject, data, tool: Tool, report: Report, saved: Path, trained)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peft-binary", type=Path, required=True)
+    parser.add_argument("--layer-runner", type=Path, help="the binary of that name: single layers")
     parser.add_argument("--data", type=Path, default=os.environ.get("PEFT_TEST_DATA"))
-    parser.add_argument("--models", default="minilm,stories260k", help="comma-separated")
+    names = "minilm,stories260k,minilm-dora,stories260k-dora,methods,fields,tasks"
+    parser.add_argument("--models", default=names, help="comma-separated")
+    parser.add_argument("--fields", default="", help="only settings with this in their name")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="work in this folder and leave it")
     options = parser.parse_args()
@@ -511,8 +464,8 @@ def main() -> None:
                 continue
             adapters = make_adapters(subject, tool)
             reference = check_hidden_states if subject.is_classifier else check_stories
-            checks = [
-                lambda: reference(data, tool, report),
+            checks = [lambda: reference(data, tool, report)] * (subject.method == "lora")
+            checks += [
                 lambda: check_modes(subject, adapters, data, tool, report),
                 lambda: check_gradients(subject, adapters[0], data, tool, report),
                 lambda: check_training(subject, adapters[0], data, tool, report),
@@ -523,6 +476,28 @@ def main() -> None:
                 except ToolFailure as failure:
                     print(failure, file=sys.stderr)
                     report.add_fact(subject.name, "the tool ended with an error", "", False)
+        if "methods" in options.models.split(","):
+            for subject in subjects(data):
+                if subject.method == "lora":
+                    roundtrip_methods.check(subject, examples(subject, data, 8), tool, report)
+                elif not subject.is_classifier:
+                    halved = {**subject.first, "lora_alpha": 8}
+                    pair = [
+                        make_adapter(subject, halved, folder / f"order-{seed}", seed)
+                        for seed in (1, 2)
+                    ]
+                    inputs = roundtrip_methods.padded(examples(subject, data, 8))
+                    roundtrip_methods.check_order(subject, pair, inputs, tool, report)
+        if "fields" in options.models.split(","):
+            for case in roundtrip_fields.cases():
+                if options.fields in case.name:
+                    roundtrip_fields.check(case, tool, report)
+            roundtrip_fields.check_refused(tool, report)
+            roundtrip_fields.check_rows(tool, report)
+        if "tasks" in options.models.split(","):
+            roundtrip_tasks.check(tool, report)
+        if options.layer_runner:
+            roundtrip_layers.check_layers(options.layer_runner.resolve(), folder.resolve(), report)
     report.print()
     if not report.rows:
         sys.exit("nothing was checked")

@@ -16,7 +16,8 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-GOLDENS = Path(__file__).resolve().parent.parent / "Tests" / "Goldens"
+from roundtrip_support import GOLDENS, relative
+
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(GOLDENS))
 
@@ -79,7 +80,7 @@ class LiveCase:
         parameters = [p for p in model.parameters() if p.requires_grad]
         return train(parameters, lambda: model(**self.inputs), self.target)
 
-    def check(self, report, relative) -> None:
+    def check(self, report) -> None:
         if self.failure is not None:
             print(f"{self.name}: {self.failure}", file=sys.stderr)
             report.add_fact(self.name, "the runner ended with an error", "", False)
@@ -105,9 +106,9 @@ class LiveCase:
         report.add(self.name, "losses of ten steps", max(errors), LOSSES)
 
 
-def check_layers(runner: Path, folder: Path, report, relative) -> None:
+def check_layers(runner: Path, folder: Path, report) -> None:
     """Adds the rows of all cases to the report."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for case in [*layers.cases(), *dora.cases()]:
-            LiveCase(case, runner, folder / "layers").check(report, relative)
+            LiveCase(case, runner, folder / "layers").check(report)

@@ -51,12 +51,12 @@ public enum LowRank {
       // Reading the factors costs as much as a few rows of arithmetic.
       work += (run.rows.count + 4) * run.rank * (inputs + outputs)
     }
-    let runs = work < 60_000 ? runs : balanced(runs)
+    let runs = work < workOfThread ? runs : balanced(runs)
     let widest = runs.map { $0.rows.count * $0.rank }.max() ?? 0
     // What a thread needs: x·Aᵀ of one run, and the scratch of a product.
     let needsProducts = runs.contains { $0.rows.count >= rowLimit }
     let scratchSize = widest + (needsProducts ? Int(PK_GEMM_SCRATCH) : 0)
-    let threads = min(Parallel.threadCount, runs.count, max(1, work / 60_000))
+    let threads = min(Parallel.threadCount, runs.count, max(1, work / workOfThread))
     withScratch(max(scratchSize, 1) * threads) { scratch in
       let (from, to) = (x.pointer, y.pointer)
       if threads == 1 {
@@ -71,6 +71,9 @@ public enum LowRank {
       }
     }
   }
+
+  /// From so much work on a second thread gives more than it costs (measured).
+  private static let workOfThread = 200_000
 
   /// Long runs in pieces, so that every thread gets about the same number of rows.
   private static func balanced(_ runs: [LowRankRun]) -> [LowRankRun] {

@@ -8,11 +8,13 @@ import Tensors
 /// The output is cut into `enable_lora.count` equal parts, as queries, keys and values of one
 /// matrix. Every enabled part has an update of its own: rows of A and B belong to the parts in
 /// order, and a part of B sees its part of A alone.
-final class FusedLayer: TunerLayer {
+final class FusedLayer: LowRankLayer, ScaledLayer {
   /// Rank of each part's update.
   let rank: Int
   /// s, the factor of B·A.
-  let scaling: Double
+  var scaling: Double
+  /// s as the config has it.
+  let configuredScaling: Double
   /// Dropout on the input of A.
   let dropout: Dropout
   /// `[enabled · rank, inputFeatures]`.
@@ -22,6 +24,7 @@ final class FusedLayer: TunerLayer {
   /// First output of each enabled part.
   private let starts: [Int]
   private let partWidth: Int
+  private let outputs: Int
 
   /// Creates a layer with initial values.
   ///
@@ -35,8 +38,10 @@ final class FusedLayer: TunerLayer {
           + "enable_lora must divide out_features")
     }
     rank = try config.rank(site.target)
-    scaling = try config.scaling(site.target, rank: rank)
-    partWidth = host.outputFeatures / parts.count
+    configuredScaling = try config.scaling(site.target, rank: rank)
+    scaling = configuredScaling
+    outputs = host.outputFeatures
+    partWidth = outputs / parts.count
     let width = partWidth
     starts = parts.indices.filter { parts[$0] }.map { $0 * width }
     dropout = Dropout(config.dropout, path: "\(site.path).lora_dropout.\(site.adapter)")
@@ -65,6 +70,15 @@ final class FusedLayer: TunerLayer {
     [AdapterParameter("lora_A.weight", a), AdapterParameter("lora_B.weight", b)]
   }
 
+  /// With B as if all parts saw all of A: the change is no product of A and B themselves.
+  var change: FactoredChange {
+    get throws(PEFTError) {
+      try FactoredChange(
+        a: a.value.scaled(by: Float(scaling)),
+        b: Self.expanded(b.value, rank: rank, starts: starts, outputs: outputs))
+    }
+  }
+
   func contribute(_ call: LayerCall, to sum: inout Tensor) {
     let input = call.input.map { dropout($0, call.context) }
     let low = call.host.project(input, by: a.tensor)
@@ -76,7 +90,7 @@ final class FusedLayer: TunerLayer {
     rows: Range<Int>, to block: inout Tensor, base: any WeightMatrix
   ) throws(PEFTError) {
     let expanded = Self.expanded(
-      b.value, rank: rank, starts: starts, outputs: base.rows
+      b.value, rank: rank, starts: starts, outputs: outputs
     ).rowRange(rows)
     block.addProduct(expanded, a.value.transposed(), scale: Float(scaling))
   }
@@ -129,12 +143,6 @@ final class FusedLayer: TunerLayer {
         ),
       ])
   }
-}
-
-extension FusedLayer: LowRankLayer {
-  var inputFactor: Parameter { a }
-  var outputFactor: Parameter { b }
-  var productScaling: Double { scaling }
 }
 
 /// LoRA on the parts of fused linear layers, for configs that name parts.

@@ -42,16 +42,6 @@ public struct LoRAConfig: TunerConfig, Equatable {
   /// Members of the file that have no property here; they are written back.
   public var unknownKeys: JSONObject
 
-  /// How A and B begin, `init_lora_weights`.
-  public enum Initialization: Sendable, Equatable {
-    /// A uniform in ±1/√in, B zero: the adapter starts without effect.
-    case standard
-    /// A normal with deviation 1/r, B zero.
-    case gaussian
-    /// A and B both random: the adapter changes the model from the start.
-    case random
-  }
-
   /// Creates settings; the defaults are peft's.
   public init(
     rank: Int = 8, alpha: Double = 8, dropout: Double = 0,
@@ -75,12 +65,13 @@ public struct LoRAConfig: TunerConfig, Equatable {
   }
 
   /// The keys that a config file or a run may have; others are kept but not understood.
-  public static let knownKeys: [String] = [
-    "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha",
-    "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "init_lora_weights", "bias",
-    "fan_in_fan_out", "lora_bias", "use_dora", "enable_lora",
-  ]
+  public static let knownKeys: [String] =
+    [
+      "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha",
+      "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+      "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "bias", "fan_in_fan_out",
+      "lora_bias", "use_dora", "enable_lora",
+    ] + Initialization.keys
 
   /// Reads the members of a config file.
   ///
@@ -104,10 +95,10 @@ public struct LoRAConfig: TunerConfig, Equatable {
     usesLoRABias = try reader.bool("lora_bias") ?? false
     // peft of old wrote the key with null; it is then kept as any other.
     if object["enable_lora"]?.isNull == false {
-      enabledParts = try Self.parts(reader.value("enable_lora"))
+      enabledParts = try Self.readParts(reader.value("enable_lora"))
     }
     modulesToSave = try reader.strings("modules_to_save") ?? []
-    initialization = try Self.initialization(reader.value("init_lora_weights"))
+    initialization = try Initialization(&reader)
     // A layer finds its own orientation; the key only says how GPT-2 stores its weights.
     _ = try reader.bool("fan_in_fan_out")
     try Self.refuseUnsupported(&reader)
@@ -138,9 +129,10 @@ public struct LoRAConfig: TunerConfig, Equatable {
         "modules_to_save",
         modulesToSave.isEmpty ? .null : .array(modulesToSave.map { .string($0) })
       ),
-      ("init_lora_weights", initializationValue), ("bias", "none"), ("fan_in_fan_out", false),
+      ("bias", "none"), ("fan_in_fan_out", false),
     ]
     if !detachesNorm { members.append(("dora_detach_norm", false)) }
+    members += initialization.members(besides: unknownKeys)
     return JSONObject(members + unknownKeys.members.map { ($0.key, $0.value) })
   }
 
@@ -150,8 +142,13 @@ public struct LoRAConfig: TunerConfig, Equatable {
   ///   - path: The module's path, which patterns are matched against.
   ///   - rank: Its rank.
   package func scaling(_ path: String, rank: Int) throws(PEFTError) -> Double {
-    let alpha = try alphaPattern.value(for: path, configKey: "alpha_pattern") ?? alpha
+    let alpha = try alpha(path)
     return usesRSLoRA ? alpha / Double(rank).squareRoot() : alpha / Double(rank)
+  }
+
+  /// The alpha at a module.
+  func alpha(_ path: String) throws(PEFTError) -> Double {
+    try alphaPattern.value(for: path, configKey: "alpha_pattern") ?? alpha
   }
 
   /// The rank at a module.
@@ -175,50 +172,12 @@ public struct LoRAConfig: TunerConfig, Equatable {
         "'lora_dropout' is \(dropout), a number from 0 to below 1 was "
           + "expected")
     }
-    if !enabledParts.isEmpty, !enabledParts.contains(true) {
-      throw PEFTError(
-        .invalidConfiguration, "'enable_lora' enables no part; at least one was expected")
-    }
-    if !enabledParts.isEmpty, usesLoRABias {
-      throw PEFTError(
-        .unsupported, "'lora_bias' is not supported together with 'enable_lora'",
-        remedy: "Remove one of the keys.")
-    }
+    try validateParts()
     if !alpha.isFinite {
       throw PEFTError(
         .invalidConfiguration, "'lora_alpha' is \(alpha), a finite number was expected")
     }
-  }
-
-  /// The settings of the same update in the form of plain LoRA, whose rank is the sum of the
-  /// parts' ranks; `nil` without parts.
-  var withoutParts: LoRAConfig? {
-    guard !enabledParts.isEmpty else { return nil }
-    let count = enabledParts.count { $0 }
-    // The scaling stays: alpha/r, or alpha/√r.
-    let factor = usesRSLoRA ? Double(count).squareRoot() : Double(count)
-    var plain = self
-    plain.enabledParts = []
-    plain.rank *= count
-    plain.alpha *= factor
-    func scaled(_ patterns: SuffixPatterns, _ factor: Double) -> SuffixPatterns {
-      SuffixPatterns(patterns.entries.map { .init($0.key, $0.value * factor) })
-    }
-    plain.rankPattern = scaled(rankPattern, Double(count))
-    plain.alphaPattern = scaled(alphaPattern, factor)
-    return plain
-  }
-
-  private static func parts(_ value: JSONValue?) throws(PEFTError) -> [Bool] {
-    guard let value else { return [] }
-    guard let elements = value.array else {
-      throw ConfigReader.mismatch("enable_lora", "a list of true and false", value)
-    }
-    let parts = elements.compactMap(\.bool)
-    guard parts.count == elements.count else {
-      throw ConfigReader.mismatch("enable_lora", "a list of true and false", value)
-    }
-    return parts
+    try initialization.validate()
   }
 
   private static func invalidRank(_ value: Double) -> PEFTError {
@@ -237,26 +196,6 @@ public struct LoRAConfig: TunerConfig, Equatable {
     SuffixPatterns((try reader.numbers(key) ?? []).map { .init($0.key, $0.value) })
   }
 
-  private static func initialization(_ value: JSONValue?) throws(PEFTError) -> Initialization {
-    switch value {
-    case nil, .bool(true)?: return .standard
-    case .bool(false)?: return .random
-    case .string(let name)? where name.lowercased() == "gaussian": return .gaussian
-    case let value?:
-      throw PEFTError(
-        .unsupported, "'init_lora_weights': \(value.text()) is not supported",
-        remedy: "Use true, false or \"gaussian\".")
-    }
-  }
-
-  private var initializationValue: JSONValue {
-    switch initialization {
-    case .standard: return true
-    case .random: return false
-    case .gaussian: return "gaussian"
-    }
-  }
-
   private static func refuseUnsupported(_ reader: inout ConfigReader) throws(PEFTError) {
     try reader.refuse("bias", unless: "none")
     for key in ["use_qalora", "use_bdlora", "ensure_weight_tying"] {
@@ -264,8 +203,8 @@ public struct LoRAConfig: TunerConfig, Equatable {
     }
     for key in [
       "layer_replication", "trainable_token_indices", "target_parameters",
-      "alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config",
-      "loftq_config", "lora_ga_config", "megatron_config", "monteclora_config", "velora_config",
+      "alora_invocation_tokens", "arrow_config", "kasa_config", "megatron_config",
+      "monteclora_config", "velora_config",
     ] {
       try reader.refuse(key)
     }

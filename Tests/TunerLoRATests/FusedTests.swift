@@ -12,11 +12,15 @@ import Testing
 struct FusedTests {
   static let cases = LayerGolden.names("fused")
 
-  private func load(_ golden: LayerGolden) throws -> (toy: Toy, peft: PeftModel) {
-    let (toy, peft) = try golden.makeModel()
+  private func open(_ name: String) throws -> LayerGolden {
+    try LayerGolden(name, registry: AdapterTree.registry)
+  }
+
+  private func load(_ golden: LayerGolden) throws -> (host: any AdapterHost, peft: PeftModel) {
+    let (host, peft) = try golden.model([])
     let record = golden.record
     try peft.add("fused", try LoRAConfig(config(record)))
-    let file = try SafetensorsFile(golden.path("lora.safetensors"))
+    let file = try SafetensorsFile(golden.folder("lora.safetensors"))
     let tensors = try peft.tensors(of: "fused")
     #expect(tensors.count == file.names.count)
     for tensor in tensors {
@@ -26,7 +30,7 @@ struct FusedTests {
       #expect(value.shape == tensor.parameter.shape)
       tensor.parameter.assign(value)
     }
-    return (toy, peft)
+    return (host, peft)
   }
 
   private func config(_ record: JSONValue) -> JSONObject {
@@ -39,15 +43,15 @@ struct FusedTests {
 
   @Test(arguments: cases)
   func everythingEqualsLoralib(_ name: String) throws {
-    let golden = try LayerGolden(name)
-    let (toy, peft) = try load(golden)
+    let golden = try open(name)
+    let (host, peft) = try load(golden)
     let active = try golden.expected.tensor("output.active")
-    #expect(relativeError(try golden.value(toy), active) < 1e-5)
+    #expect(relativeError(try golden.value(host), active) < 1e-5)
     peft.disable()
-    #expect(relativeError(try golden.value(toy), try golden.expected.tensor("output.base")) < 1e-5)
+    #expect(relativeError(try golden.value(host), try golden.expected.tensor("output.base")) < 1e-5)
     peft.enable()
     let x = try golden.makeInputs()
-    let output = try golden.output(toy, x)
+    let output = try golden.output(host, x)
     let gradients = (output * (try golden.input.tensor("upstream"))).sum().backward()
     for tensor in peft.trainableTensors {
       let key = String(tensor.key.dropFirst("base_model.model.".count).dropLast(".weight".count))
@@ -58,11 +62,11 @@ struct FusedTests {
     #expect(relativeError(input, try golden.expected.tensor("grad_input.x")) < 1e-4)
     try peft.merge(safe: true)
     let merged = try golden.expected.tensor("merged.layer.weight")
-    #expect(relativeError(toy.layer.parameters.storedWeight, merged) < 1e-6)
+    #expect(relativeError(host.parameters.storedWeight, merged) < 1e-6)
     #expect(
-      relativeError(try golden.value(toy), try golden.expected.tensor("output.merged")) < 1e-5)
+      relativeError(try golden.value(host), try golden.expected.tensor("output.merged")) < 1e-5)
     peft.unmerge()
-    for (loss, wanted) in zip(try golden.train(toy, peft), golden.losses) {
+    for (loss, wanted) in zip(try golden.train(host, peft), golden.losses) {
       #expect(abs(loss - wanted) < 1e-4 * wanted)
     }
   }
@@ -70,14 +74,13 @@ struct FusedTests {
   /// The plain form has peft's shapes and computes the same.
   @Test(arguments: cases)
   func expandedAdaptersComputeTheSame(_ name: String) throws {
-    let golden = try LayerGolden(name)
-    let (toy, peft) = try load(golden)
+    let golden = try open(name)
+    let (host, peft) = try load(golden)
     try peft.expandParts(of: "fused", as: "plain")
     try peft.setActive(["plain"])
     let active = try golden.expected.tensor("output.active")
-    #expect(relativeError(try golden.value(toy), active) < 1e-5)
+    #expect(relativeError(try golden.value(host), active) < 1e-5)
     let config = try #require(try peft.config("plain") as? LoRAConfig)
-    let host = toy.layer
     #expect(config.enabledParts.isEmpty && config.object["enable_lora"] == nil)
     #expect(
       try peft.tensors(of: "plain").map(\.parameter.shape)
@@ -103,8 +106,8 @@ struct FusedTests {
     ([false, false], "'enable_lora' enables no part"),
   ])
   func wrongPartsAreRefused(_ parts: [Bool], _ text: String) throws {
-    let golden = try LayerGolden("fused/linear")
-    let (_, peft) = try golden.makeModel()
+    let golden = try open("fused/linear")
+    let (_, peft) = try golden.model([])
     var config = LoRAConfig(rank: 2, targets: TargetSelection(.list(["layer"])))
     config.enabledParts = parts
     let error = #expect(throws: PEFTError.self) { try peft.add("a", config) }
@@ -113,8 +116,8 @@ struct FusedTests {
   }
 
   @Test func onlyLinearLayersHaveParts() throws {
-    let golden = try LayerGolden("layers/conv2d-3x3")
-    let (_, peft) = try golden.makeModel()
+    let golden = try open("layers/conv2d-3x3")
+    let (_, peft) = try golden.model([])
     var config = LoRAConfig(rank: 2, targets: TargetSelection(.list(["layer"])))
     config.enabledParts = [true, false]
     let error = #expect(throws: PEFTError.self) { try peft.add("a", config) }

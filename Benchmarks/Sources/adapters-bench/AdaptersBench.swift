@@ -1,3 +1,4 @@
+import BLASKernels
 import Glibc
 import PEFT
 
@@ -77,11 +78,9 @@ struct AdaptersBench {
   /// Resident memory without adapters and with all of them.
   private func memory(_ folder: String) throws -> [(String, JSONValue)] {
     Storage.trimPool()
-    malloc_trim(0)
     let before = residentBytes()
     for index in 0..<settings.adapters { try peft.add("a\(index)", config, seed: UInt64(index)) }
     let adapterBytes = try peft.tensors(of: "a0").reduce(0) { $0 + $1.parameter.value.count * 4 }
-    malloc_trim(0)
     let after = residentBytes()
     return [
       ("adapters", .int(settings.adapters)), ("adapter_bytes", .int(adapterBytes)),

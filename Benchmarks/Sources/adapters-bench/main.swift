@@ -10,7 +10,8 @@ do {
   let bench = try AdaptersBench(settings)
   print(JSONValue.object(JSONObject(try bench.run())).text())
 } catch {
-  fputs("\(error)\n", stderr)
+  let text = Array("\(error)\n".utf8)
+  write(2, text, text.count)
   exit(1)
 }
 

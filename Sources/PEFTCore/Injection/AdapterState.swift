@@ -70,7 +70,10 @@ extension PeftModel {
       uniqueKeysWithValues: hosts.enumerated().map { ($0.element.path, $0.offset) })
     var result: Set<Int> = []
     for key in keys {
-      let short = key.hasPrefix(Self.filePrefix) ? key.dropFirst(Self.filePrefix.count) : key[...]
+      // peft has what is inside of an adapted layer under that layer's `base_layer`.
+      let plain = key.replacing(".base_layer.", with: ".")
+      let short =
+        plain.hasPrefix(Self.filePrefix) ? plain.dropFirst(Self.filePrefix.count) : plain[...]
       // The longest path that the key begins with, and what follows it.
       var end = short.lastIndex(of: ".")
       while let dot = end {
@@ -87,6 +90,6 @@ extension PeftModel {
         .noMatchingModule, "no key of the state belongs to a layer of the model",
         remedy: keys.first.map { "The first is '\($0)'." })
     }
-    return result.sorted()
+    return withInnerSites(result.sorted())
   }
 }

@@ -79,19 +79,9 @@ extension PeftModel {
         "Incompatible methods: \(record.tuner) and \(entry.tuner)", at: folder.configPath)
     }
     // All is made before anything is changed.
-    let keys = Set(folder.tensors.names)
-    var made: [(stack: AdapterStack, layer: any TunerLayer)] = []
-    var report = LoadReport()
-    var values: [(Parameter, Tensor)] = []
-    func take(_ key: String, _ parameter: Parameter) throws(PEFTError) -> Bool {
-      guard keys.contains(key) else {
-        report.missing.append(key)
-        return false
-      }
-      report.matched.append(key)
-      values.append((parameter, try Self.value(key, parameter, folder.tensors)))
-      return true
-    }
+    let references = try initialValues(at: record.sites, in: folder.references)
+    var made: [(place: Int, stack: AdapterStack, layer: any TunerLayer)] = []
+    var reading = TensorReading(folder.tensors)
     for place in record.sites {
       let (path, host) = hosts[place]
       guard let stack = host.adapters as? AdapterStack, let old = stack.layer(name) else {
@@ -99,24 +89,25 @@ extension PeftModel {
       }
       let site = AdapterSite(
         host: host, path: path, target: targetPath(place), adapter: name, config: config, seed: 0,
-        isLoading: true)
+        parameters: untouched(host), initialValues: references[path] ?? [:], isLoading: true)
       let layer = try Self.makeLayer(site, entry)
       let wasTrainable = old.parameters.contains { $0.parameter.isTrainable }
       for parameter in layer.parameters {
         parameter.parameter.isTrainable = wasTrainable && parameter.isTrained
-        _ = try take("base_model.model.\(path).\(parameter.suffix)", parameter.parameter)
       }
-      made.append((stack, layer))
+      for tensor in Self.tensors(of: layer, at: filePath(place, among: record.sites)) {
+        try reading.take(tensor)
+      }
+      made.append((place, stack, layer))
     }
     for place in record.saved {
-      let (path, host) = hosts[place]
-      for info in (host.adapters as? AdapterStack)?.copy(name)?.info ?? [] {
-        guard let parameter = info.parameter else { continue }
-        _ = try take("base_model.model.\(path).\(info.name)", parameter)
+      let copy = (hosts[place].host.adapters as? AdapterStack)?.copy(name)
+      for tensor in Self.tensors(of: copy, at: filePath(place, among: record.sites)) {
+        try reading.take(tensor)
       }
     }
-    let known = Set(report.matched)
-    report.unexpected = folder.tensors.names.filter { !known.contains($0) }
+    try reading.finish(on: self)
+    let report = reading.report
     if !report.unexpected.isEmpty {
       let names = report.unexpected.map { Self.memoryKey($0, adapter: name) }
       throw PEFTError(
@@ -124,8 +115,14 @@ extension PeftModel {
         "Hot swapping the adapter did not succeed, unexpected keys found: "
           + "\(names.joined(separator: ", ")).", at: folder.tensors.path)
     }
-    for (parameter, value) in values { parameter.assign(value) }
-    for (stack, layer) in made { stack.add(layer, adapter: name) }
+    try reading.assign { () throws(PEFTError) in
+      for (place, _, layer) in made {
+        do throws(PEFTError) { try layer.didLoad(on: hosts[place].host) } catch {
+          throw error.located(at: "\(folder.tensors.path), '\(hosts[place].path)'")
+        }
+      }
+    }
+    for (_, stack, layer) in made { stack.add(layer, adapter: name) }
     records[index].config = config
     return report
   }

@@ -28,22 +28,30 @@ extension PeftModel {
     var result: [AdapterTensor] = []
     for place in places {
       let host = hosts[place].host
-      let path = filePath(place, record)
       guard let stack = host.adapters as? AdapterStack else { continue }
-      for parameter in stack.layer(adapter)?.parameters ?? [] {
-        let keys = parameter.keys(at: path)
-        var tensor = AdapterTensor(key: keys[0], parameter: parameter.parameter)
-        tensor.otherKeys = Array(keys.dropFirst())
-        tensor.isStored = parameter.isStored
-        result.append(tensor)
-      }
-      for info in stack.copy(adapter)?.info ?? [] {
-        guard let parameter = info.parameter else { continue }
-        result.append(
-          AdapterTensor(key: "base_model.model.\(path).\(info.name)", parameter: parameter))
-      }
+      let path = filePath(place, among: record.sites)
+      if let layer = stack.layer(adapter) { result += Self.tensors(of: layer, at: path) }
+      result += Self.tensors(of: stack.copy(adapter), at: path)
     }
     return result
+  }
+
+  /// The parameters of a layer, at the path that files have it under.
+  static func tensors(of layer: any TunerLayer, at path: String) -> [AdapterTensor] {
+    layer.parameters.map { parameter in
+      let keys = parameter.keys(at: path)
+      var tensor = AdapterTensor(key: keys[0], parameter: parameter.parameter)
+      tensor.otherKeys = Array(keys.dropFirst())
+      tensor.isStored = parameter.isStored
+      return tensor
+    }
+  }
+
+  /// Those of a module that is trained in full.
+  static func tensors(of copy: HostParameters?, at path: String) -> [AdapterTensor] {
+    (copy?.info ?? []).compactMap { info in
+      info.parameter.map { AdapterTensor(key: "\(filePrefix)\(path).\(info.name)", parameter: $0) }
+    }
   }
 
   /// The parameters that training changes: those of the active adapters.

@@ -1,0 +1,62 @@
+import PEFTSupport
+import Tensors
+
+/// Finds the tensors of a file for an adapter's parameters and keeps account of them; nothing is
+/// changed before ``assign(then:)``.
+struct TensorReading {
+  let file: any TensorFile
+  var form = AdapterKeyForm.file
+  var ignoresMismatchedSizes = false
+  /// What was found so far.
+  private(set) var report = LoadReport()
+  private var values: [(parameter: Parameter, value: Tensor)] = []
+  private var known: Set<String> = []
+
+  init(_ file: any TensorFile) { self.file = file }
+
+  /// Reads the value of one parameter, if the file has it.
+  ///
+  /// - Throws: ``PEFTError`` `shapeMismatch`.
+  mutating func take(_ tensor: AdapterTensor) throws(PEFTError) {
+    let keys = ([tensor.key] + tensor.otherKeys).map { PeftModel.key($0, as: form) }
+    let key = keys.first { file[$0] != nil } ?? keys[0]
+    known.insert(key)
+    guard let entry = file[key] else {
+      if tensor.isStored { report.missing.append(key) }
+      return
+    }
+    if entry.shape != tensor.parameter.shape {
+      guard ignoresMismatchedSizes else {
+        throw PEFTError(
+          .shapeMismatch,
+          "'\(key)' has shape \(entry.shape), the model needs \(tensor.parameter.shape)",
+          at: file.path, remedy: "The adapter was made for another base model or rank.")
+      }
+      report.mismatched.append((key, entry.shape, tensor.parameter.shape))
+      return
+    }
+    values.append((tensor.parameter, try file.tensor(key)))
+    report.matched.append(key)
+  }
+
+  /// Looks at the tensors that no parameter has taken.
+  ///
+  /// - Parameter model: Whose own weights may be among them.
+  /// - Throws: ``PEFTError`` as ``PeftModel/baseWeights(among:in:)``.
+  mutating func finish(on model: PeftModel) throws(PEFTError) {
+    let others = file.names.filter { !known.contains($0) }
+    let base = form == .file ? try model.baseWeights(among: others, in: file) : []
+    report.matched += base
+    report.unexpected = others.filter { !base.contains($0) }
+  }
+
+  /// Gives the parameters their values; when `body` then throws, they get the old ones back.
+  func assign(then body: () throws(PEFTError) -> Void) throws(PEFTError) {
+    let before = values.map { ($0.parameter, $0.parameter.value) }
+    for (parameter, value) in values { parameter.assign(value) }
+    do throws(PEFTError) { try body() } catch {
+      for (parameter, value) in before { parameter.assign(value) }
+      throw error
+    }
+  }
+}

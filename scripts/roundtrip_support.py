@@ -1,0 +1,82 @@
+"""What the parts of roundtrip.py share: the table, the tool, comparison."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+PACKAGE = Path(__file__).resolve().parents[1]
+GOLDENS = PACKAGE / "Tests" / "Goldens"
+
+
+class Report:
+    """The rows of the table."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, str, str, str, bool]] = []
+
+    def add(self, model: str, check: str, error: float, limit: float) -> None:
+        self.rows.append((model, check, f"{error:.1e}", f"{limit:.0e}", error <= limit))
+
+    def add_fact(self, model: str, check: str, found: str, holds: bool) -> None:
+        self.rows.append((model, check, found, "", holds))
+
+    def print(self) -> None:
+        head = ("model", "check", "max error", "limit", "")
+        rows = [(*row[:4], "ok" if row[4] else "FAILED") for row in self.rows]
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(5)]
+        for row in [head, tuple("-" * width for width in widths), *rows]:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+    @property
+    def failures(self) -> int:
+        return sum(not row[4] for row in self.rows)
+
+
+def relative(found: torch.Tensor, reference: torch.Tensor) -> float:
+    """max|found − reference| / max|reference|; infinite where shapes or finiteness differ."""
+    if found.shape != reference.shape or not bool(torch.isfinite(found).all()):
+        return float("inf")
+    return ((found - reference).abs().max() / reference.abs().max()).item()
+
+
+class ToolFailure(Exception):
+    """The tool ended with an error."""
+
+
+class Tool:
+    """The `peft` binary."""
+
+    def __init__(self, binary: Path, folder: Path, threads: int) -> None:
+        self.binary = binary
+        self.folder = folder
+        self.environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
+        self.calls = 0
+
+    def run(self, *arguments: object) -> str:
+        command = [str(self.binary), *map(str, arguments)]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise ToolFailure(f"{' '.join(command)}\nended with {done.returncode}\n{done.stderr}")
+        return done.stdout
+
+    def forward(self, model: Path, inputs: dict, *options: object, gradients=False):
+        """What `peft forward` writes: outputs and, if asked for, gradients."""
+        self.calls += 1
+        source = self.folder / f"{self.calls}-in.safetensors"
+        target = self.folder / f"{self.calls}-out.safetensors"
+        save_file(inputs, source)
+        arguments = ["forward", "--model", model, *options, "--input", source, "--output", target]
+        if not gradients:
+            self.run(*arguments)
+            return load_file(target)
+        slopes = self.folder / f"{self.calls}-gradients.safetensors"
+        self.run(*arguments, "--gradients", slopes)
+        return load_file(target), load_file(slopes)
+
+
+def visible(output: torch.Tensor, inputs: dict) -> torch.Tensor:
+    """Without the rows of padding tokens, which mean nothing."""
+    return output[inputs["attention_mask"].bool()] if output.dim() == 3 else output
