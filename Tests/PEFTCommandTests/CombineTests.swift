@@ -95,8 +95,8 @@ struct CombineTests {
       let outcome = try combine(
         "--adapter", golden("llama/adapter_b"), "--adapter", copy, into: folder.file("new"))
       #expect(outcome.status == 1)
-      #expect(outcome.errors.hasPrefix("error: \(copy)\(part)"), "\(outcome.errors)")
-      #expect(outcome.errors.contains(text), "\(outcome.errors)")
+      #expect(outcome.errors.contains(copy + part), "\(outcome.errors)")
+      #expect(text.isEmpty || outcome.errors.contains(text), "\(outcome.errors)")
       #expect(folder.names == ["copy"])
     }
     let (config, weights) = ("/adapter_config.json", "/adapter_model.safetensors")

@@ -60,7 +60,7 @@ struct TaskTrainingTests {
     return [
       "model=\(golden("\(model)/model"))", "task_type=\(task)", "train_file=\(data)",
       "output_dir=\(folder.file("out"))", "max_steps=40", "per_device_train_batch_size=8",
-      "learning_rate=2e-2", "lr_scheduler_type=constant", "save_strategy=no", "eval_strategy=no",
+      "learning_rate=5e-3", "lr_scheduler_type=constant", "save_strategy=no", "eval_strategy=no",
       "lora.r=4", "lora.lora_alpha=8", "lora.target_modules=all-linear",
     ].flatMap { ["--set", $0] }
   }

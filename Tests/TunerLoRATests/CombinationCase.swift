@@ -150,6 +150,11 @@ struct CombinationCase: CustomTestStringConvertible, Sendable {
       #expect(state.config[key] == result[key], "\(name): \(key)")
     }
     let file = try SafetensorsFile(Self.path("\(name).safetensors"))
+    if name == "dare-empty" {
+      // Nothing is kept, and peft divides by that; no reader takes such an adapter.
+      #expect(state.tensors.allSatisfy { $0.value.scalars.allSatisfy(\.isNaN) })
+      return
+    }
     let parts = try LoRAParts(CombinationSource(state, weight: 1))
     let scalings = result["scaling"]?.object ?? JSONObject()
     #expect(Set(parts.paths) == Set(scalings.keys), "\(name)")
@@ -164,16 +169,11 @@ struct CombinationCase: CustomTestStringConvertible, Sendable {
         let expected = side == "A" ? rows : rows.transposed()
         let flat = own.reshaped([own.shape[0], own.count / own.shape[0]])
         let actual = side == "A" ? flat : flat.transposed()
-        if name == "dare-empty" {
-          #expect(actual.scalars.allSatisfy { $0.isNaN })
-          continue
-        }
         expectClose(
           actual.rowRange(0..<kept).scalars, expected.scalars.map { Double($0) }, 1e-5,
           "\(name): \(side) of \(path)")
         #expect(actual.rowRange(kept..<actual.rows).scalars.allSatisfy { $0 == 0 })
       }
-      if name == "dare-empty" { continue }
       let (base, change) = try dense(part, path)
       let expected = try matrix(file, "delta.\(path)", path).scalars.map { Double($0) }
       expectClose(change, expected, 1e-5, "\(name): change of \(path)")
