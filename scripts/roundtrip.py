@@ -10,7 +10,8 @@ LoRA that the tool takes, one by one on the goldens' models (roundtrip_fields.py
 the tool, active and merged, and the tool's in peft; what the tool refuses must be refused by name,
 and is shown so. Then every initialisation (roundtrip_inits.py), every task type
 (roundtrip_tasks.py), and EDoRA and LoRA-XS adapters of the tool that `peft convert` turns into what
-peft can load (roundtrip_methods.py).
+peft can load (roundtrip_methods.py). With `--layer-runner`, every layer type by itself
+(roundtrip_layers.py).
 
     python scripts/roundtrip.py --peft-binary .build/release/peft --data ../shared/data
 
@@ -47,6 +48,7 @@ from transformers import AutoModelForSequenceClassification  # noqa: E402
 import roundtrip_combine  # noqa: E402
 import roundtrip_fields  # noqa: E402
 import roundtrip_inits  # noqa: E402
+import roundtrip_layers  # noqa: E402
 import roundtrip_tasks  # noqa: E402
 from roundtrip_support import (  # noqa: E402
     Report,
@@ -436,6 +438,7 @@ def check_saved(subject, data, tool: Tool, report: Report, saved: Path, trained)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peft-binary", type=Path, required=True)
+    parser.add_argument("--layer-runner", type=Path, help="the binary of that name: single layers")
     parser.add_argument("--data", type=Path, default=os.environ.get("PEFT_TEST_DATA"))
     names = "minilm,stories260k,minilm-dora,stories260k-dora,methods,inits,fields,tasks"
     parser.add_argument("--models", default=names, help="comma-separated")
@@ -500,6 +503,8 @@ def main() -> None:
             roundtrip_fields.check_rows(tool, report)
         if "tasks" in options.models.split(","):
             roundtrip_tasks.check(tool, report)
+        if options.layer_runner:
+            roundtrip_layers.check_layers(options.layer_runner.resolve(), folder.resolve(), report)
     report.print()
     if not report.rows:
         sys.exit("nothing was checked")
