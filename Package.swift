@@ -6,6 +6,12 @@ let swiftSettings: [SwiftSetting] =
   // Set by scripts/test; those who only use the package get warnings as warnings.
   + (Context.environment["PEFT_WARNINGS_AS_ERRORS"] == nil ? [] : [.treatAllWarnings(as: .error)])
 
+/// Kernels without optimisation are a hundred times slower, and debug builds and tests use them too. SwiftPM refuses such flags
+/// in a dependency that is given by version; there only release builds are fast.
+let kernelSettings: [CSetting] =
+  Context.packageDirectory.contains("/checkouts/")
+  ? [] : [.unsafeFlags(["-O2"], .when(configuration: .debug))]
+
 /// A library target and the test target that goes with it.
 func module(
   _ name: String, _ dependencies: [Target.Dependency], testing: [Target.Dependency] = []
@@ -58,11 +64,7 @@ let package = Package(
         "COpenBLAS",
         .target(name: "COneDNN", condition: .when(traits: ["OneDNN"])),
       ],
-      cSettings: [
-        .define("PEFT_ONEDNN", .when(traits: ["OneDNN"])),
-        // Kernels without optimisation are a hundred times slower, and tests and debug builds use them too.
-        .unsafeFlags(["-O2"], .when(configuration: .debug)),
-      ],
+      cSettings: [.define("PEFT_ONEDNN", .when(traits: ["OneDNN"]))] + kernelSettings,
       linkerSettings: [
         .linkedLibrary("openblas"), .linkedLibrary("dnnl", .when(traits: ["OneDNN"])),
         .linkedLibrary("gomp"), .linkedLibrary("m"),

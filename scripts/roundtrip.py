@@ -7,7 +7,8 @@ adapters made by peft give the same logits, losses and gradients in the tool; te
 logits. Also the models themselves, against the reference.json beside them. Then every setting of
 LoRA that the tool takes, one by one on the goldens' models (roundtrip_fields.py): peft's adapter in
 the tool, active and merged, and the tool's in peft; what the tool refuses must be refused by name,
-and is shown so. Then every kind of layer, with LoRA and DoRA (roundtrip_layers.py).
+and is shown so. Then every task type (roundtrip_tasks.py), and EDoRA and LoRA-XS adapters of the
+tool that `peft convert` turns into what peft can load (roundtrip_methods.py).
 
     python scripts/roundtrip.py --peft-binary .build/release/peft --data ../shared/data
 
@@ -21,11 +22,12 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import roundtrip_methods  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from peft import (  # noqa: E402
@@ -41,7 +43,7 @@ from transformers import AutoModel, AutoModelForCausalLM  # noqa: E402
 from transformers import AutoModelForSequenceClassification  # noqa: E402
 
 import roundtrip_fields  # noqa: E402
-import roundtrip_layers  # noqa: E402
+import roundtrip_tasks  # noqa: E402
 from roundtrip_support import Report, Tool, ToolFailure, relative, visible  # noqa: E402
 
 LOGITS, GRADIENTS, LOSSES = 1e-5, 1e-4, 1e-4  # relative to the largest value of the reference
@@ -69,6 +71,11 @@ class Subject:
     def is_classifier(self) -> bool:
         return self.task == "SEQ_CLS"
 
+    @property
+    def method(self) -> str:
+        """The first adapter's, as the tool calls it."""
+        return "dora" if self.first.get("use_dora") else "lora"
+
     def base(self, path: Path | None = None):
         # A head that the folder lacks is random, but always the same.
         torch.manual_seed(77)
@@ -93,7 +100,7 @@ class Subject:
 
 def subjects(data: Path) -> list[Subject]:
     projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    return [
+    found = [
         Subject(
             name="minilm",
             path=data / "minilm-l6-v2",
@@ -133,6 +140,11 @@ def subjects(data: Path) -> list[Subject]:
             ),
             model_config={"attention_dropout": 0.0},
         ),
+    ]
+    # The second adapter stays LoRA: with two of DoRA, peft's output depends on their order.
+    return found + [
+        replace(one, name=f"{one.name}-dora", first={**one.first, "use_dora": True})
+        for one in found
     ]
 
 
@@ -183,13 +195,15 @@ def padded(rows: list[dict]) -> dict[str, torch.Tensor]:
 
 def make_adapter(subject: Subject, settings: dict, folder: Path, seed: int) -> Path:
     """An adapter of peft with random A, B and classifier, which changes the output clearly."""
-    torch.manual_seed(seed)
     model = get_peft_model(subject.base(), LoraConfig(**settings))
+    torch.manual_seed(seed)  # the base seeds too
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            if "lora_A" in name:
+            if "magnitude" in name:
+                parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
+            elif "lora_A" in name:
                 parameter.normal_(std=parameter.shape[1] ** -0.5)
             elif "lora_B" in name:
                 parameter.normal_(std=0.05)
@@ -336,7 +350,7 @@ def check_training(subject: Subject, start: Path, data: Path, tool: Tool, report
         "model_config": subject.model_config,
         "train_file": str(train_file),
         "data_format": "tokens",
-        "method": "lora",
+        "method": subject.method,
         "init_adapter": str(start),
         "output_dir": str(output),
         "num_train_epochs": 1,
@@ -384,10 +398,9 @@ def check_saved(subject, data, tool: Tool, report: Report, saved: Path, trained)
     """The adapter that the tool saved, in peft."""
     config = LoraConfig.from_pretrained(str(saved))
     expected = LoraConfig(**subject.first)
-    same = all(
-        getattr(config, field) == getattr(expected, field)
-        for field in ("r", "lora_alpha", "target_modules", "use_rslora", "peft_type", "task_type")
-    )
+    fields = ["r", "lora_alpha", "target_modules", "use_rslora", "use_dora"]
+    fields += ["peft_type", "task_type"]
+    same = all(getattr(config, field) == getattr(expected, field) for field in fields)
     report.add_fact(subject.name, "saved configuration", "same" if same else "differs", same)
 
     fresh = get_peft_model(subject.base(), config)
@@ -423,7 +436,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peft-binary", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=os.environ.get("PEFT_TEST_DATA"))
-    parser.add_argument("--models", default="minilm,stories260k,fields,layers", help="comma-separated")
+    names = "minilm,stories260k,minilm-dora,stories260k-dora,methods,fields,tasks"
+    parser.add_argument("--models", default=names, help="comma-separated")
     parser.add_argument("--fields", default="", help="only settings with this in their name")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="work in this folder and leave it")
@@ -447,8 +461,8 @@ def main() -> None:
                 continue
             adapters = make_adapters(subject, tool)
             reference = check_hidden_states if subject.is_classifier else check_stories
-            checks = [
-                lambda: reference(data, tool, report),
+            checks = [lambda: reference(data, tool, report)] * (subject.method == "lora")
+            checks += [
                 lambda: check_modes(subject, adapters, data, tool, report),
                 lambda: check_gradients(subject, adapters[0], data, tool, report),
                 lambda: check_training(subject, adapters[0], data, tool, report),
@@ -459,15 +473,26 @@ def main() -> None:
                 except ToolFailure as failure:
                     print(failure, file=sys.stderr)
                     report.add_fact(subject.name, "the tool ended with an error", "", False)
+        if "methods" in options.models.split(","):
+            for subject in subjects(data):
+                if subject.method == "lora":
+                    roundtrip_methods.check(subject, examples(subject, data, 8), tool, report)
+                elif not subject.is_classifier:
+                    halved = {**subject.first, "lora_alpha": 8}
+                    pair = [
+                        make_adapter(subject, halved, folder / f"order-{seed}", seed)
+                        for seed in (1, 2)
+                    ]
+                    inputs = roundtrip_methods.padded(examples(subject, data, 8))
+                    roundtrip_methods.check_order(subject, pair, inputs, tool, report)
         if "fields" in options.models.split(","):
             for case in roundtrip_fields.cases():
                 if options.fields in case.name:
                     roundtrip_fields.check(case, tool, report)
             roundtrip_fields.check_refused(tool, report)
             roundtrip_fields.check_rows(tool, report)
-        if "layers" in options.models.split(","):
-            roundtrip_layers.write_adapters(folder.resolve() / "layers")
-            roundtrip_layers.check(folder.resolve() / "layers", report)
+        if "tasks" in options.models.split(","):
+            roundtrip_tasks.check(tool, report)
     report.print()
     if not report.rows:
         sys.exit("nothing was checked")

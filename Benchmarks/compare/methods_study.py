@@ -2,8 +2,8 @@
 """LoRA, DoRA, EDoRA and LoRA-XS on banking77 with MiniLM: test accuracy, trainable parameters, time
 and adapter size at each rank, for the best of some learning rates and several seeds.
 
-Every run leaves a file in the folder of results, and a run that has one is not repeated: stop and go on
-as you like, or run parts with --only. With --report a table (Markdown) and a plot (SVG) are made of what is
+Every run adds one line to the file of results, and a run that has one is not repeated: stop and go on as
+you like, or run parts with --only. With --report a table (Markdown) and a plot (SVG) are made of what is
 there. See README.md.
 """
 
@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peft-binary", type=Path, default=Path(".build/release/peft"))
     parser.add_argument("--data", type=Path, default=os.environ.get("PEFT_TEST_DATA"))
-    parser.add_argument("--results", type=Path, default=Path("methods-study"))
+    parser.add_argument("--results", type=Path, default=Path("methods-study.jsonl"))
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--ranks", default="8,16", help="comma-separated")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
@@ -53,19 +53,40 @@ def parse() -> argparse.Namespace:
 
 
 def runs(options):
-    """All runs, the first seed of everything first."""
+    """All runs. What is done first says something by itself: the middle rate of every method at the
+    first rank and seed, then the other rates, ranks and seeds."""
     for seed in options.seeds:
         for rank in options.ranks:
-            for name, method, settings, rates in VARIANTS:
-                if options.only and name not in options.only.split(";"):
-                    continue
-                for rate in rates:
-                    yield name, method, settings, rank, rate, seed
+            for place in (1, 0, 2):
+                for name, method, settings, rates in VARIANTS:
+                    if not options.only or name in options.only.split(";"):
+                        yield name, method, settings, rank, rates[place], seed
 
 
-def path(options, name: str, rank: int, rate: float, seed: int) -> Path:
-    plain = name.lower().replace(", ", "-")
-    return options.results / f"{plain}_r{rank}_lr{rate:g}_s{seed}_e{options.epochs}.json"
+KEY = ("name", "rank", "rate", "seed", "epochs", "limit")
+
+
+def read(options) -> list[dict]:
+    """The finished runs; a line that an interruption cut short counts as none."""
+    found = []
+    if options.results.is_file():
+        for line in options.results.read_text().splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                print(f"{options.results}: a line is cut short and is left out", file=sys.stderr)
+    return found
+
+
+def write(options, result: dict) -> None:
+    """Adds a line, on a new one whatever the file ends with."""
+    data = options.results.read_bytes() if options.results.is_file() else b""
+    with open(options.results, "ab") as file:
+        if data and not data.endswith(b"\n"):
+            file.write(b"\n")
+        file.write(json.dumps(result).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def run(options, name, method, settings, rank, rate, seed) -> dict:
@@ -110,15 +131,17 @@ def run(options, name, method, settings, rank, rate, seed) -> dict:
         accuracies = [line["eval_accuracy"] for line in lines if "eval_accuracy" in line]
         weights = folder / "adapter" / "adapter_model.safetensors"
         shapes = header(weights)
+        size = weights.stat().st_size
     frozen = ("lora_A", "lora_B") if method in ("edora", "lora-xs") else ()
     counts = {key: math.prod(shape) for key, shape in shapes.items()}
     head = sum(n for key, n in counts.items() if "classifier" in key)
     trained = sum(n for key, n in counts.items() if not any(part in key for part in frozen))
     return {
         "name": name, "rank": rank, "rate": rate, "seed": seed, "epochs": options.epochs,
+        "limit": options.limit,
         "accuracy": accuracies[-1], "best_accuracy": max(accuracies),
         "train_seconds": sum(measure.step_seconds(lines)), "wall_seconds": used.wall_seconds,
-        "trained": trained - head, "head": head, "stored": sum(counts.values()),
+        "trained": trained - head, "head": head, "stored": sum(counts.values()), "bytes": size,
     }  # fmt: skip
 
 
@@ -131,8 +154,13 @@ def header(path: Path) -> dict[str, list[int]]:
 
 
 def collect(options) -> list[dict]:
-    rows = [json.loads(file.read_text()) for file in sorted(options.results.glob("*.json"))]
-    return [row for row in rows if row["epochs"] == options.epochs]
+    return [
+        row
+        for row in read(options)
+        if row["epochs"] == options.epochs
+        and row["limit"] == options.limit
+        and row["rank"] in options.ranks
+    ]
 
 
 def best(rows: list[dict]) -> dict[tuple[str, int], list[dict]]:
@@ -153,21 +181,25 @@ def write_report(options) -> None:
         sys.exit(f"no results of {options.epochs} epochs in {options.results}")
     chosen = best(rows)
     options.report.mkdir(parents=True, exist_ok=True)
-    lines = [
-        "| rank | method | rate | seeds | test accuracy | trained (without head) | training s | stored numbers |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    head = ["rank", "method", "rate", "seeds", "test accuracy", "trained", "training s", "file MB"]
+    lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
     for (name, rank), group in chosen.items():
-        values = [100 * r["accuracy"] for r in group]
-        spread = statistics.stdev(values) if len(values) > 1 else 0
-        lines.append(
-            f"| {rank} | {name} | {group[0]['rate']:g} | {len(group)} | {statistics.fmean(values):.2f} ± {spread:.2f} "
-            f"| {group[0]['trained']:,} | {statistics.fmean(r['train_seconds'] for r in group):.0f} "
-            f"| {group[0]['stored']:,} |"
-        )
-    complete = len(options.seeds)
-    if any(len(group) < complete for group in chosen.values()):
-        lines.append(f"\nNot all variants have {complete} seeds yet.")
+        values = [100 * run["accuracy"] for run in group]
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        cells = [
+            str(rank),
+            name,
+            f"{group[0]['rate']:g}",
+            str(len(group)),
+            f"{statistics.fmean(values):.2f}{spread}",
+            f"{group[0]['trained']:,}",
+            f"{statistics.fmean(run['train_seconds'] for run in group):.0f}",
+            f"{group[0]['bytes'] / 1e6:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    wanted = len(options.seeds) * len(options.ranks) * sum(len(rates) for *_, rates in VARIANTS)
+    if len(rows) < wanted:
+        lines.append(f"\n{len(rows)} of {wanted} runs are done.")
     (options.report / "methods.md").write_text("\n".join(lines) + "\n")
     (options.report / "methods.svg").write_text(plot(chosen))
     print("\n".join(lines))
@@ -247,19 +279,17 @@ def main() -> None:
         write_report(options)
         return
     options.data = options.data.resolve()
-    options.results.mkdir(parents=True, exist_ok=True)
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    done = {tuple(row[key] for key in KEY) for row in read(options)}
     start = time.monotonic()
     for name, method, settings, rank, rate, seed in runs(options):
-        target = path(options, name, rank, rate, seed)
-        if target.exists():
+        if (name, rank, rate, seed, options.epochs, options.limit) in done:
             continue
         if options.minutes and time.monotonic() - start > 60 * options.minutes:
             print("time is up; run again to go on")
             return
         result = run(options, name, method, settings, rank, rate, seed)
-        temporary = target.with_suffix(".part")
-        temporary.write_text(json.dumps(result) + "\n")
-        temporary.rename(target)
+        write(options, result)
         print(
             f"{name}, r {rank}, rate {rate:g}, seed {seed}: {100 * result['accuracy']:.2f} % in "
             f"{result['train_seconds']:.0f} s", flush=True,

@@ -176,7 +176,7 @@ public enum LAPACK {
   }
 
   // The signs of singular vectors are free; this fixes them, so that results compare.
-  private static func fixSigns(_ x: SingularValues, _ m: Int, _ n: Int) {
+  static func fixSigns(_ x: SingularValues, _ m: Int, _ n: Int) {
     let (u, k) = (x.u.pointer, x.rank)
     for i in 0..<k {
       var largest: Float = 0
@@ -199,7 +199,7 @@ public enum LAPACK {
     return withScratch(Int(count)) { body($0, count) }
   }
 
-  private static func checkFinite(_ x: Slice<Float>, _ m: Int, _ n: Int) throws(PEFTError) {
+  static func checkFinite(_ x: Slice<Float>, _ m: Int, _ n: Int) throws(PEFTError) {
     guard VectorMath.allFinite(x) else {
       throw PEFTError(
         .numericalFailure,

@@ -4,7 +4,8 @@ import CKernels
 enum OwnGEMM {
   /// Whether the own kernels beat a library. The bounds are measured (see Benchmarks, kernels-bench): the libraries
   /// lose on narrow products, which LoRA is made of, and in a training step on products of some hundred rows with a
-  /// weight of up to 600,000 elements, where a core that is slower for a moment holds up their equal shares.
+  /// weight of up to 600,000 elements, where a core that is slower for a moment holds up their equal shares;
+  /// and on products of fewer rows with a larger weight, of which packing takes a good part.
   static func isFaster(
     _ ta: Bool, _ tb: Bool, _ m: Int, _ n: Int, _ k: Int, than backend: GEMMBackend
   ) -> Bool {
@@ -12,11 +13,19 @@ enum OwnGEMM {
     // Few columns of a transposed A: the gradients of adapters.
     if ta { return n <= 16 }
     if n <= 128 || k <= 64 { return tb || n <= 64 || k <= 16 && n >= 1024 || backend == .openBLAS }
-    return backend == .oneDNN && m >= 192 && m <= 1024 && n * k <= 600_000
+    guard backend == .oneDNN else { return false }
+    return n * k <= 600_000 ? m >= 192 && m <= 1024 : m >= 48 && m <= 256
+  }
+
+  /// Whether B is large beside A, so that it is worth reading in place and once.
+  private static func streams(_ task: pk_gemm_task) -> Bool {
+    !task.ta && task.format == PK_F32 && task.m >= 48 && task.m <= Int(PK_STREAM_ROWS)
+      && task.n >= 64 && task.k >= 64 && task.n * task.k > 600_000
   }
 
   /// Runs a problem on the pool.
   static func run(_ task: pk_gemm_task) {
+    if streams(task) { return stream(task) }
     // Work in operations; moving an element costs as much as several.
     let (m, n, k) = (task.m, task.n, task.k)
     let work = 2 * m * n * k + 16 * (m * n + m * k + n * k)
@@ -30,6 +39,43 @@ enum OwnGEMM {
       runPart(
         task, m * row / byRows..<m * (row + 1) / byRows,
         cut(n, column, byColumns)..<cut(n, column + 1, byColumns))
+    }
+  }
+
+  /// Packs A, then lets parts of B's columns meet it. A packed A is kept below eight megabytes.
+  private static func stream(_ task: pk_gemm_task) {
+    let most = max(Int(PK_STREAM_KC), (2 << 20) / task.m / Int(PK_STREAM_KC) * Int(PK_STREAM_KC))
+    let pieces = (task.k + most - 1) / most
+    let step = (task.k + pieces - 1) / pieces
+    withScratch(pk_gemm_stream_packed(task.m, step)) { packed in
+      for from in Swift.stride(from: 0, to: task.k, by: step) {
+        var piece = task
+        piece.k = min(step, task.k - from)
+        piece.a += from
+        piece.b += 4 * (task.tb ? from : from * task.ldb)
+        if from > 0 { piece.beta = 1 }
+        streamPiece(piece, packed)
+      }
+    }
+  }
+
+  private static func streamPiece(_ task: pk_gemm_task, _ packed: UnsafeMutablePointer<Float>) {
+    Parallel.forEach(pk_gemm_stream_blocks(task.k)) { block in
+      withUnsafePointer(to: task) { pk_gemm_stream_pack($0, block, packed) }
+    }
+    // Enough parts to even out cores of different speed; each reads the packed A once.
+    let width = task.tb ? 112 : 64
+    let columns = (task.n + width - 1) / width
+    let parts = min(columns, max(2 * Parallel.mostParts, columns / 16))
+    Parallel.forEach(parts) { index in
+      let from = columns * index / parts * width
+      var part = task
+      part.n = min(columns * (index + 1) / parts * width, task.n) - from
+      part.b += 4 * (task.tb ? from * task.ldb : from)
+      part.c += from
+      withScratch(Int(PK_GEMM_SCRATCH)) { scratch in
+        withUnsafePointer(to: part) { pk_gemm_stream($0, packed, scratch) }
+      }
     }
   }
 

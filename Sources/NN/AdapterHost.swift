@@ -55,7 +55,9 @@ extension AdapterHost {
 
   /// The layer's output, adapters included.
   func forward(_ input: HostInput, _ context: ForwardContext) -> Tensor {
-    adapters?.forward(input, host: self, context) ?? base(input, parameters)
+    let output = adapters?.forward(input, host: self, context) ?? base(input, parameters)
+    guard let observer = context.observer else { return output }
+    return observer(self, input, output)
   }
 
   /// The parameters that belong to this module itself.

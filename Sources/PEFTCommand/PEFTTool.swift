@@ -9,8 +9,8 @@ struct PEFTTool: ParsableCommand {
     abstract: "Fine-tune, run and look into adapters of Hugging Face models, on the CPU.",
     version: "0.1.0",
     subcommands: [
-      Train.self, Eval.self, Predict.self, Generate.self, Merge.self, Convert.self, Inspect.self,
-      Forward.self,
+      Train.self, Eval.self, Predict.self, Generate.self, Merge.self, Combine.self, Convert.self,
+      Inspect.self, Forward.self,
     ])
 
   // What ArgumentParser writes before a message of its own.

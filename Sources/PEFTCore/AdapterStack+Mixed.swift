@@ -60,11 +60,18 @@ extension AdapterStack {
     _ place: Int, _ input: HostInput, base: Tensor?, _ host: any AdapterHost,
     _ parameters: HostParameters, _ context: ForwardContext
   ) -> Tensor {
-    let base = copy(at: place).map { host.base(input, $0) } ?? base ?? host.base(input, parameters)
-    var sum = base
     let layer = layer(at: place)
-    layer?.contribute(
-      call(input, layer?.needsBaseOutput == true ? base : nil, host, context), to: &sum)
+    let needsBase = layer?.needsBaseOutput == true
+    var own = copy(at: place)
+    if let standIn = layer?.standIn {
+      own = parameters
+      own?.weight = .matrix(standIn)
+    }
+    var sum = own.map { host.base(input, $0) } ?? base ?? host.base(input, parameters)
+    // What a layer sees is the untouched base, whatever stands in for it.
+    let seen =
+      layer?.standIn == nil ? sum : needsBase ? base ?? host.base(input, parameters) : nil
+    layer?.contribute(call(input, needsBase ? seen : nil, host, context), to: &sum)
     return sum
   }
 

@@ -15,6 +15,7 @@ public final class AdapterStack: HostAdapters {
   /// Names of the merged adapters.
   public var merged: [String] { mergedPlaces.map { selection.name(at: $0) } }
   private var mergedPlaces: [Int] = []
+  /// The host's parameters before anything was merged, while something is.
   private(set) var original: HostParameters?
 
   init(path: String, selection: AdapterSelection) {
@@ -97,15 +98,40 @@ public final class AdapterStack: HostAdapters {
     {
       return output
     }
-    var sum = host.base(input, copy ?? host.parameters)
+    let parameters = copy ?? host.parameters
+    let standIns = layers.compactMap(\.standIn)
+    var sum = baseSum(input, parameters, standIns, host)
     // Taken before any layer adds to the sum: what a layer sees must not depend on the order.
     let base =
       layers.contains(where: \.needsBaseOutput)
-      ? original.map { host.base(input, $0) } ?? sum : nil
+      ? original.map { host.base(input, $0) }
+        ?? (standIns.isEmpty ? sum : host.base(input, parameters)) : nil
     for layer in layers {
       layer.contribute(call(input, layer.needsBaseOutput ? base : nil, host, context), to: &sum)
     }
     return sum
+  }
+
+  /// The output of the base with weights that stand in for its own: their differences add up.
+  private func baseSum(
+    _ input: HostInput, _ parameters: HostParameters, _ standIns: [any WeightMatrix],
+    _ host: any AdapterHost
+  ) -> Tensor {
+    guard let first = standIns.first else { return host.base(input, parameters) }
+    func output(_ weight: HostParameters.Weight, bias: Parameter? = nil) -> Tensor {
+      var changed = parameters
+      changed.weight = weight
+      changed.bias = bias
+      return host.base(input, changed)
+    }
+    guard mergedPlaces.isEmpty else {
+      let own = output((original ?? parameters).weight).scaled(by: -Float(standIns.count))
+      return standIns.reduce(host.base(input, parameters) + own) { $0 + output(.matrix($1)) }
+    }
+    var sum = output(.matrix(first), bias: parameters.bias)
+    guard standIns.count > 1 else { return sum }
+    sum = sum + output(parameters.weight).scaled(by: -Float(standIns.count - 1))
+    return standIns.dropFirst().reduce(sum) { $0 + output(.matrix($1)) }
   }
 
   func call(
@@ -130,9 +156,14 @@ public final class AdapterStack: HostAdapters {
     let base = result.matrix
     let matrix = try base.merging { rows, block in
       for name in present {
+        let layer = self.layer(name)!
         do {
-          try self.layer(name)!.addDelta(rows: rows, to: &block, base: base)
+          try layer.addDelta(rows: rows, to: &block, base: base)
         } catch let error as PEFTError { throw error.located(at: self.path) }
+        if let standIn = layer.standIn {
+          block = block + standIn.dequantized(rows: rows)
+          block = block + base.dequantized(rows: rows).scaled(by: -1)
+        }
       }
       if checkingFinite, !block.allFinite {
         throw PEFTError(

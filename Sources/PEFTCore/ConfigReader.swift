@@ -78,6 +78,11 @@ public struct ConfigReader {
       remedy: "Remove the key or set it to its default.")
   }
 
+  /// Counts a member as read if its value is of no interest; others are left to ``rest``.
+  public mutating func drop(_ key: String, where isNothing: (JSONValue) -> Bool) {
+    if let value = object[key], isNothing(value) { read.insert(key) }
+  }
+
   /// The members that nobody asked for.
   public var rest: JSONObject {
     JSONObject(object.members.filter { !read.contains($0.key) }.map { ($0.key, $0.value) })

@@ -2,32 +2,28 @@ import NN
 import PEFTSupport
 import Tensors
 
-/// A layer whose change of a linear map is the product of two factors, ΔW = s·B·A.
+/// A layer whose change of the weight is the product of two factors, ΔW = s·B·A.
 ///
-/// What works on the factors of any such method, as optimisers do, asks for this.
+/// What works on the factors of any such method asks for this: optimisers, and decompositions that
+/// need not make the whole change.
 public protocol LowRankLayer: TunerLayer {
-  /// The factor on the input, `[rank, …]`.
-  var inputFactor: Parameter { get }
-  /// The factor on the output, `[…, rank]`.
-  var outputFactor: Parameter { get }
-  /// s, the factor of the product.
-  var productScaling: Double { get }
+  /// A, the factor on the input, `[rank, inputs…]`.
+  var a: Parameter { get }
+  /// B, the factor on the output, `[outputs, rank / groups, 1…]`.
+  var b: Parameter { get }
+  /// s.
+  var scaling: Double { get }
+  /// The factors of ΔW, with the scaling in A.
+  ///
+  /// - Throws: ``PEFTError``: factors that have no product, or a change that is more than one.
+  var change: FactoredChange { get throws(PEFTError) }
 }
 
-extension PeftModel {
-  /// The layers of an adapter, in model order, with the paths of their hosts.
-  ///
-  /// - Throws: ``PEFTError`` `invalidAdapter` for an unknown name.
-  public func layers(
-    of adapter: String
-  ) throws(PEFTError) -> [(path: String, layer: any TunerLayer)] {
-    var result: [(path: String, layer: any TunerLayer)] = []
-    for place in try record(adapter).sites.sorted() {
-      let (path, host) = hosts[place]
-      if let layer = (host.adapters as? AdapterStack)?.layer(adapter) {
-        result.append((path, layer))
-      }
+extension LowRankLayer {
+  /// s·A and B.
+  public var change: FactoredChange {
+    get throws(PEFTError) {
+      try FactoredChange(a: a.value.scaled(by: Float(scaling)), b: b.value)
     }
-    return result
   }
 }

@@ -1,5 +1,6 @@
 import NN
 import PEFTSupport
+import Tensors
 
 /// A method of parameter-efficient fine-tuning: its config and how it adapts a layer.
 ///
@@ -36,6 +37,13 @@ public protocol Tuner: Sendable {
 
   /// The targets for a model type when the config names none.
   static func defaultTargets(modelType: String) -> TargetModules?
+
+  /// Prepares a new adapter before its layers are made; the model's adapters are off meanwhile.
+  ///
+  /// The default does nothing.
+  ///
+  /// - Throws: ``PEFTError`` when what the settings ask for cannot be had, as without data.
+  static func prepare(_ plan: inout AdapterPlan) throws(PEFTError)
 }
 
 extension Tuner {
@@ -59,6 +67,9 @@ extension Tuner {
 
   /// The targets for a model type when the config names none.
   public static func defaultTargets(modelType: String) -> TargetModules? { nil }
+
+  /// Does nothing.
+  public static func prepare(_ plan: inout AdapterPlan) throws(PEFTError) {}
 }
 
 /// Makes the adapter layer for a host, if the host is of its kind.
@@ -90,12 +101,17 @@ public struct AdapterSite {
   public let config: any TunerConfig
   /// Seed of the initial values.
   public let seed: UInt64
+  /// The host's parameters without anything merged into them.
+  public let parameters: HostParameters
+  /// Initial values by the suffix of the parameter, where the tuner's preparation or a file fixed
+  /// them.
+  public var initialValues: [String: Tensor] = [:]
   /// Whether the values are read from a file next, so that costly initial ones would be wasted.
   public var isLoading = false
 
   /// Whether initial values that depend on the host's weight are to be computed: not when others
   /// are read next, nor in a model that is only described.
   public var initializesFromWeight: Bool {
-    !isLoading && !(host.parameters.matrix is ShapeOnlyMatrix)
+    !isLoading && !(parameters.matrix is ShapeOnlyMatrix)
   }
 }

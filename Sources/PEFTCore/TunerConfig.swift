@@ -32,6 +32,17 @@ public protocol TunerConfig: Sendable {
   ///
   /// - Throws: ``PEFTError`` `invalidConfiguration`, naming the key.
   func validate() throws(PEFTError)
+
+  /// Whether a new adapter begins from data, so that ``PeftModel/add(_:_:seed:calibration:)`` needs
+  /// batches; the default is no.
+  var needsCalibration: Bool { get }
+
+  /// Whether peft can put the adapter on a model from its files alone, as saved in the form that
+  /// it is trained in. Otherwise it is saved in its plain form; the default is yes.
+  var isSelfContained: Bool { get }
+
+  /// The settings of the plain form; see ``TunerLayer/plainTensors()``. The default is unchanged.
+  func plain() -> Self
 }
 
 extension TunerConfig {
@@ -40,4 +51,13 @@ extension TunerConfig {
 
   /// Accepts all values.
   public func validate() throws(PEFTError) {}
+
+  /// No.
+  public var needsCalibration: Bool { false }
+
+  /// Yes.
+  public var isSelfContained: Bool { true }
+
+  /// Unchanged.
+  public func plain() -> Self { self }
 }

@@ -11,6 +11,21 @@ public protocol TunerLayer: AnyObject {
   var parameters: [AdapterParameter] { get }
   /// Whether ``contribute(_:to:)`` looks at the output of the untouched base layer.
   var needsBaseOutput: Bool { get }
+  /// A weight that stands in for the host's own where this layer is active, in the same
+  /// orientation; `nil`, the default, for the host's own.
+  ///
+  /// The change from the host's weight to this one counts as the layer's, in addition to what it
+  /// contributes, but ``addDelta(rows:to:base:)`` leaves it out.
+  var standIn: (any WeightMatrix)? { get }
+  /// Initial values under the suffixes of ``parameters`` that the layer's change is measured from,
+  /// as PiSSA's is; empty, the default, where there are none. They are saved beside the adapter.
+  var referenceTensors: [(suffix: String, value: Tensor)] { get }
+
+  /// The values of the plain form of this layer, which changes the base as this one does and refers
+  /// to nothing but the base; by default the parameters as they are.
+  ///
+  /// - Throws: ``PEFTError`` `unsupported` when there is no such form.
+  func plainTensors() throws(PEFTError) -> [(suffix: String, value: Tensor)]
 
   /// Adds this layer's change of the host's output.
   ///
@@ -62,6 +77,17 @@ public protocol TunerLayer: AnyObject {
 extension TunerLayer {
   /// Whether ``contribute(_:to:)`` looks at the output of the untouched base layer.
   public var needsBaseOutput: Bool { false }
+
+  /// The host's own weight.
+  public var standIn: (any WeightMatrix)? { nil }
+
+  /// None.
+  public var referenceTensors: [(suffix: String, value: Tensor)] { [] }
+
+  /// The parameters as they are.
+  public func plainTensors() throws(PEFTError) -> [(suffix: String, value: Tensor)] {
+    parameters.map { ($0.suffix, $0.parameter.value) }
+  }
   /// None: the change is added to the base's output.
   public func output(_ call: LayerCall) -> Tensor? { nil }
   /// Accepts all values.

@@ -70,16 +70,35 @@ public struct TunerRegistry: Sendable {
     try entry(for: object).tuner.makeConfig(object)
   }
 
+  /// The first tuner that can combine adapters with the given configs.
+  func combiner(of configs: [JSONObject]) -> (any CombinableTuner.Type)? {
+    entries.lazy.compactMap { $0.tuner as? any CombinableTuner.Type }
+      .first { $0.combines(configs) }
+  }
+
   /// The config of an adapter folder, as the tuner reads it that knows the folder as its own.
   ///
   /// - Throws: ``PEFTError`` when no tuner accepts it, or a key is wrong.
   public func config(of folder: AdapterFolder) throws(PEFTError) -> any TunerConfig {
-    for entry in entries {
-      if let members = try entry.tuner.config(of: folder) {
-        return try entry.tuner.makeConfig(members)
-      }
-    }
+    if let (tuner, members) = try owner(of: folder) { return try tuner.makeConfig(members) }
     return try config(folder.config)
+  }
+
+  /// The members of an adapter folder's config, put together by the tuner that knows the folder as
+  /// its own; those of `adapter_config.json` where none does.
+  ///
+  /// - Throws: ``PEFTError`` when a file of the folder cannot be read.
+  public func members(of folder: AdapterFolder) throws(PEFTError) -> JSONObject {
+    try owner(of: folder)?.members ?? folder.config
+  }
+
+  private func owner(
+    of folder: AdapterFolder
+  ) throws(PEFTError) -> (tuner: any Tuner.Type, members: JSONObject)? {
+    for entry in entries {
+      if let members = try entry.tuner.config(of: folder) { return (entry.tuner, members) }
+    }
+    return nil
   }
 
   func entry(for object: JSONObject) throws(PEFTError) -> Entry {

@@ -98,7 +98,8 @@ public enum FileSystem {
 
   /// Writes a file atomically: a temporary file beside it, synced, then renamed over it.
   ///
-  /// After a failure, a crash or a kill the old content (or absence) is intact.
+  /// After a failure, a crash or a kill the old content (or absence) is intact. What a kill leaves
+  /// of the temporary file is removed by the next write.
   public static func write(_ path: String, _ text: String) throws(PEFTError) {
     let bytes = Array(text.utf8)
     try write(path) { (file) throws(PEFTError) in try file.write(bytes) }
@@ -108,9 +109,11 @@ public enum FileSystem {
   public static func write(
     _ path: String, _ body: (borrowing OutputFile) throws(PEFTError) -> Void
   ) throws(PEFTError) {
-    let temporary = "\(path).partial-\(getpid())"
+    Leftovers.remove(of: path)
+    let temporary = Leftovers.partialName(path)
     do {
       let file = try OutputFile(creating: temporary)
+      file.lock()
       try body(file)
       try file.sync()
     } catch {
@@ -136,10 +139,15 @@ public enum FileSystem {
     if let slash = target.lastIndex(of: "/"), slash != target.startIndex {
       try createDirectory(String(target[..<slash]))
     }
-    let temporary = "\(target).partial-\(getpid())"
+    Leftovers.remove(of: target)
+    let temporary = Leftovers.partialName(target)
     removeTree(temporary)
+    do throws(PEFTError) { try createDirectory(temporary) } catch {
+      throw error.relocated(from: temporary, to: target)
+    }
+    let lock = NameLock(temporary)
+    defer { withExtendedLifetime(lock) {} }
     do {
-      try createDirectory(temporary)
       try body(temporary)
     } catch {
       removeTree(temporary)
@@ -165,7 +173,9 @@ public enum FileSystem {
 
   /// The way of file systems that cannot exchange names: moves the old folder aside first.
   private static func replaceInTwoSteps(_ temporary: String, _ target: String) -> Bool {
-    let old = "\(target).old-\(getpid())"
+    let old = Leftovers.oldName(target)
+    let lock = NameLock(target)
+    defer { withExtendedLifetime(lock) {} }
     guard rename(target, old) == 0 else { return false }
     guard rename(temporary, target) == 0 else {
       let number = errno
@@ -273,6 +283,9 @@ public struct OutputFile: ~Copyable {
   }
 
   deinit { close(descriptor) }
+
+  /// Says that the file is in use, until it is closed.
+  borrowing func lock() { flock(descriptor, LOCK_EX | LOCK_NB) }
 
   /// Appends bytes.
   public borrowing func write(_ bytes: [UInt8]) throws(PEFTError) {

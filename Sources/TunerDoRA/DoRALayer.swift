@@ -41,7 +41,7 @@ package final class DoRALayer: TunerLayer {
     default: kind = "DoraLinearLayer"
     }
     if site.initializesFromWeight {
-      magnitude.assign(weight.currentNorms(host.parameters).reshaped(shape))
+      magnitude.assign(weight.currentNorms(site.parameters).reshaped(shape))
     }
   }
 

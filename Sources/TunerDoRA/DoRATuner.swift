@@ -29,6 +29,22 @@ public enum DoRATuner: Tuner {
   public static func defaultTargets(modelType: String) -> TargetModules? {
     LoRATuner.defaultTargets(modelType: modelType)
   }
+
+  /// What LoRA does: the factors are its own.
+  public static func prepare(_ plan: inout AdapterPlan) throws(PEFTError) {
+    if let config = plan.config as? LoRAConfig { try checkInitialization(config) }
+    try LoRATuner.prepare(&plan)
+  }
+
+  static func checkInitialization(_ config: LoRAConfig) throws(PEFTError) {
+    guard config.initialization.isPlainProduct else {
+      throw PEFTError(
+        .unsupported,
+        "'init_lora_weights': \(config.initialization.json.text()) is not supported for DoRA, whose "
+          + "norms are those of the untouched base weight",
+        remedy: "Use true, false, \"gaussian\", \"orthogonal\" or \"eva\", or 'use_dora': false.")
+    }
+  }
 }
 
 /// DoRA on the layers that LoRA adapts by two factors.
@@ -41,6 +57,7 @@ struct DoRADispatcher: Dispatcher {
     case is Linear, is Embedding, is Convolution, is Conv1D: break
     default: return nil
     }
+    try DoRATuner.checkInitialization(config)
     if config.usesLoRABias {
       throw PEFTError(
         .invalidConfiguration,

@@ -51,7 +51,8 @@ extension PeftModel {
     let source: LoRAConfig
     let recipe: EDoRAConfig?
     switch old {
-    case let config as LoRAConfig: (source, recipe) = (config, nil)
+    // Factors alone, also of PiSSA and the like.
+    case let config as LoRAConfig: (source, recipe) = (config.plain(), nil)
     case let config as EDoRAConfig: (source, recipe) = (config.lora, config)
     default:
       throw PEFTError(
@@ -180,7 +181,9 @@ struct LayerConversion {
   }
 
   /// A and P of the old change s·P·A, the magnitude, and s.
-  private var old: (a: Tensor, outer: Tensor, magnitude: Tensor?, scaling: Double)? {
+  private func makeOld() throws(PEFTError) -> (
+    a: Tensor, outer: Tensor, magnitude: Tensor?, scaling: Double
+  )? {
     switch from {
     case let layer as EDoRALayer:
       let a = layer.latent.map { linear(layer.a.value.transposed(), $0.value).transposed() }
@@ -192,7 +195,9 @@ struct LayerConversion {
         layer.factors.a.value, layer.factors.b.value, layer.weight.magnitude.value,
         layer.factors.scaling
       )
-    case let layer as any LoRAFactors: return (layer.a.value, layer.b.value, nil, layer.scaling)
+    case let layer as any LoRAFactors:
+      let factors = try layer.plainTensors().map(\.value)
+      return (factors[0], factors[1], nil, layer.scaling)
     default: return nil
     }
   }
@@ -201,7 +206,7 @@ struct LayerConversion {
   ///
   /// - Returns: ‖ΔW′ − ΔW‖² and ‖ΔW‖², both 0 where nothing is lost.
   func run() throws(PEFTError) -> (difference: Double, size: Double) {
-    guard let old else {
+    guard let old = try makeOld() else {
       throw PEFTError(.unsupported, "an adapter of this kind cannot be converted")
     }
     switch to {

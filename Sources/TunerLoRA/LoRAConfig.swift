@@ -37,16 +37,6 @@ public struct LoRAConfig: TunerConfig, Equatable {
   /// Members of the file that have no property here; they are written back.
   public var unknownKeys: JSONObject
 
-  /// How A and B begin, `init_lora_weights`.
-  public enum Initialization: Sendable, Equatable {
-    /// A uniform in ±1/√in, B zero: the adapter starts without effect.
-    case standard
-    /// A normal with deviation 1/r, B zero.
-    case gaussian
-    /// A and B both random: the adapter changes the model from the start.
-    case random
-  }
-
   /// Creates settings; the defaults are peft's.
   public init(
     rank: Int = 8, alpha: Double = 8, dropout: Double = 0,
@@ -70,12 +60,13 @@ public struct LoRAConfig: TunerConfig, Equatable {
   }
 
   /// The keys that a config file or a run may have; others are kept but not understood.
-  public static let knownKeys: [String] = [
-    "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha",
-    "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "init_lora_weights", "bias",
-    "fan_in_fan_out", "lora_bias", "use_dora",
-  ]
+  public static let knownKeys: [String] =
+    [
+      "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha",
+      "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+      "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "bias", "fan_in_fan_out",
+      "lora_bias", "use_dora",
+    ] + Initialization.keys
 
   /// Reads the members of a config file.
   ///
@@ -98,7 +89,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
     detachesNorm = try reader.bool("dora_detach_norm") ?? true
     usesLoRABias = try reader.bool("lora_bias") ?? false
     modulesToSave = try reader.strings("modules_to_save") ?? []
-    initialization = try Self.initialization(reader.value("init_lora_weights"))
+    initialization = try Initialization(&reader)
     // A layer finds its own orientation; the key only says how GPT-2 stores its weights.
     _ = try reader.bool("fan_in_fan_out")
     try Self.refuseUnsupported(&reader)
@@ -126,9 +117,10 @@ public struct LoRAConfig: TunerConfig, Equatable {
         "modules_to_save",
         modulesToSave.isEmpty ? .null : .array(modulesToSave.map { .string($0) })
       ),
-      ("init_lora_weights", initializationValue), ("bias", "none"), ("fan_in_fan_out", false),
+      ("bias", "none"), ("fan_in_fan_out", false),
     ]
     if !detachesNorm { members.append(("dora_detach_norm", false)) }
+    members += initialization.members(besides: unknownKeys)
     return JSONObject(members + unknownKeys.members.map { ($0.key, $0.value) })
   }
 
@@ -138,8 +130,13 @@ public struct LoRAConfig: TunerConfig, Equatable {
   ///   - path: The module's path, which patterns are matched against.
   ///   - rank: Its rank.
   package func scaling(_ path: String, rank: Int) throws(PEFTError) -> Double {
-    let alpha = try alphaPattern.value(for: path, configKey: "alpha_pattern") ?? alpha
+    let alpha = try alpha(path)
     return usesRSLoRA ? alpha / Double(rank).squareRoot() : alpha / Double(rank)
+  }
+
+  /// The alpha at a module.
+  func alpha(_ path: String) throws(PEFTError) -> Double {
+    try alphaPattern.value(for: path, configKey: "alpha_pattern") ?? alpha
   }
 
   /// The rank at a module.
@@ -167,6 +164,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
       throw PEFTError(
         .invalidConfiguration, "'lora_alpha' is \(alpha), a finite number was expected")
     }
+    try initialization.validate()
   }
 
   private static func invalidRank(_ value: Double) -> PEFTError {
@@ -185,26 +183,6 @@ public struct LoRAConfig: TunerConfig, Equatable {
     SuffixPatterns((try reader.numbers(key) ?? []).map { .init($0.key, $0.value) })
   }
 
-  private static func initialization(_ value: JSONValue?) throws(PEFTError) -> Initialization {
-    switch value {
-    case nil, .bool(true)?: return .standard
-    case .bool(false)?: return .random
-    case .string(let name)? where name.lowercased() == "gaussian": return .gaussian
-    case let value?:
-      throw PEFTError(
-        .unsupported, "'init_lora_weights': \(value.text()) is not supported",
-        remedy: "Use true, false or \"gaussian\".")
-    }
-  }
-
-  private var initializationValue: JSONValue {
-    switch initialization {
-    case .standard: return true
-    case .random: return false
-    case .gaussian: return "gaussian"
-    }
-  }
-
   private static func refuseUnsupported(_ reader: inout ConfigReader) throws(PEFTError) {
     try reader.refuse("bias", unless: "none")
     for key in ["use_qalora", "use_bdlora", "ensure_weight_tying"] {
@@ -212,8 +190,8 @@ public struct LoRAConfig: TunerConfig, Equatable {
     }
     for key in [
       "layer_replication", "trainable_token_indices", "target_parameters",
-      "alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config",
-      "loftq_config", "lora_ga_config", "megatron_config", "monteclora_config", "velora_config",
+      "alora_invocation_tokens", "arrow_config", "kasa_config", "megatron_config",
+      "monteclora_config", "velora_config",
     ] {
       try reader.refuse(key)
     }

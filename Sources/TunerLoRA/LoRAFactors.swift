@@ -6,17 +6,11 @@ import Tensors
 ///
 /// It is not public: within this package, LoRA's relatives take LoRA's layers with their
 /// initialisation and add to them.
-package protocol LoRAFactors: TunerLayer {
+package protocol LoRAFactors: LowRankLayer {
   /// Rank of the update.
   var rank: Int { get }
-  /// s.
-  var scaling: Double { get }
   /// Dropout on the input of A.
   var dropout: Dropout { get }
-  /// A; its first dimension is the rank.
-  var a: Parameter { get }
-  /// B; its first dimension is the output.
-  var b: Parameter { get }
 }
 
 extension LoRALayer: LoRAFactors {}
@@ -31,10 +25,4 @@ extension LoRAFactors {
     kernel.shape.count == 2
       ? kernel : kernel.reshaped([kernel.shape[0], kernel.count / max(kernel.shape[0], 1)])
   }
-}
-
-extension LoRALayer: LowRankLayer {
-  var inputFactor: Parameter { a }
-  var outputFactor: Parameter { b }
-  var productScaling: Double { scaling }
 }

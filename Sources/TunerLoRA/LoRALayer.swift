@@ -8,11 +8,13 @@ import Tensors
 /// A is a layer of the host's kind without bias, B a linear layer, or a convolution of size 1 with
 /// the host's groups. What A does to the input is the host's business (``AdapterHost/project(_:by:)``),
 /// and every place of the output is a row, so one class serves them all.
-final class LoRALayer: TunerLayer {
+final class LoRALayer: ScaledLayer {
   /// Rank of the update.
   let rank: Int
   /// s, the factor of B·A.
-  let scaling: Double
+  var scaling: Double
+  /// s as the config has it.
+  let configuredScaling: Double
   /// Dropout on the input of A.
   let dropout: Dropout
   /// `[rank, inputFeatures, kernel…]`.
@@ -21,6 +23,10 @@ final class LoRALayer: TunerLayer {
   let b: Parameter
   /// `[outputFeatures]`, `lora_bias`.
   let bias: Parameter?
+  /// What the change is measured from; see ``LoRAConfig/Initialization``.
+  let reference: InitialFactors.Reference?
+  /// The weight that stands in for the host's.
+  let standIn: (any WeightMatrix)?
   /// The shape of the convolution that the host is.
   let convolutionSettings: ConvolutionSettings?
   private let groups: Int
@@ -48,8 +54,11 @@ final class LoRALayer: TunerLayer {
         remedy: "Set 'lora_bias' to false or do not target this layer.")
     }
     self.rank = rank
-    scaling = try config.scaling(site.target, rank: rank)
-    let initial = InitialFactors(site, config, rank: rank)
+    configuredScaling = try config.scaling(site.target, rank: rank)
+    scaling = configuredScaling
+    let initial = try InitialFactors(site, config, rank: rank, scaling: scaling)
+    reference = initial.reference
+    standIn = initial.standIn
     a = Parameter(initial.a)
     b = Parameter(initial.b)
     bias = initial.bias.map { Parameter($0) }
@@ -73,7 +82,8 @@ final class LoRALayer: TunerLayer {
 
   // Two matrices that act on rows of features, and nothing else.
   private var hasPlainFactors: Bool {
-    !isEmbedding && convolutionSettings == nil && bias == nil
+    !isEmbedding && convolutionSettings == nil && bias == nil && reference == nil
+      && standIn == nil
   }
 
   func lowRankFactors(_ context: ForwardContext) -> LowRankFactors? {
@@ -86,6 +96,27 @@ final class LoRALayer: TunerLayer {
     let low = call.host.project(input, by: a.tensor)
     sum.addProduct(low, matrix(b.tensor), groups: groups, scale: Float(scaling))
     if let bias { sum.addToRows(bias.tensor, scale: Float(scaling)) }
+    if let reference {
+      // Without dropout: it belongs to the base, from which peft takes it.
+      let low = call.host.project(call.input, by: reference.a)
+      sum.addProduct(low, reference.b, scale: -reference.scaling)
+    }
+  }
+
+  var referenceTensors: [(suffix: String, value: Tensor)] {
+    reference.map { [("lora_A.weight", $0.a), ("lora_B.weight", $0.b)] } ?? []
+  }
+
+  func plainTensors() throws(PEFTError) -> [(suffix: String, value: Tensor)] {
+    if standIn != nil {
+      throw PEFTError(
+        .unsupported,
+        "the adapter goes with a base of rounded weights (LoftQ); it has no form for the base as it is",
+        remedy: "Save it in its trained form, or merge it.")
+    }
+    guard let reference else { return parameters.map { ($0.suffix, $0.parameter.value) } }
+    let plain = reference.plain(a: a.value, b: b.value, scaling: Float(scaling))
+    return [("lora_A.weight", plain.a), ("lora_B.weight", plain.b)]
   }
 
   func addDelta(
@@ -104,6 +135,18 @@ final class LoRALayer: TunerLayer {
     // Rows of s·B·A; addProduct multiplies by a transpose, and A is small.
     block.addProduct(
       matrix(b.value).rowRange(rows), matrix(a.value).transposed(), scale: Float(scaling))
+    if let reference {
+      block.addProduct(
+        reference.b.rowRange(rows), reference.a.transposed(), scale: -reference.scaling)
+    }
+  }
+
+  /// The factors of the change with the scaling in A, without what the layer refers to.
+  var change: FactoredChange {
+    get throws(PEFTError) {
+      let plain = try plainTensors()
+      return try FactoredChange(a: plain[0].value.scaled(by: Float(scaling)), b: plain[1].value)
+    }
   }
 
   var biasDelta: Tensor? { bias?.value.scaled(by: Float(scaling)) }

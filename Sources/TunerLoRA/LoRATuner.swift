@@ -22,4 +22,15 @@ public enum LoRATuner: Tuner {
   public static func defaultTargets(modelType: String) -> TargetModules? {
     defaultTargetTable[modelType]
   }
+
+  /// Runs the model on the batches for initial values that depend on data.
+  public static func prepare(_ plan: inout AdapterPlan) throws(PEFTError) {
+    guard let config = plan.config as? LoRAConfig, !plan.isLoading else { return }
+    switch config.initialization {
+    case .eva(let settings): try EVA.prepare(&plan, settings)
+    case .corda(let settings): try CorDA.prepare(&plan, settings)
+    case .loraGA(let settings): try LoRAGA.prepare(&plan, settings)
+    default: break
+    }
+  }
 }

@@ -5,13 +5,16 @@ import Testing
 /// Expected values: the definition, in double precision.
 extension Kernels {
   @Suite struct GEMMTests {
-    // Tiny, odd, narrow in n, narrow in k, narrow in m, and some that are cut into blocks and over threads.
+    // Tiny, odd, narrow in n, narrow in k, narrow in m, some that are cut into blocks and over
+    // threads, and some with a B that is large beside A.
     static let shapes = [
       (1, 1, 1), (2, 3, 4), (5, 7, 3), (16, 16, 32), (17, 19, 23), (1, 40, 33), (40, 1, 33),
       (33, 8, 100), (450, 8, 384), (130, 16, 515), (131, 24, 96), (67, 64, 200), (129, 48, 77),
       (450, 96, 8), (133, 200, 16), (64, 515, 8), (200, 131, 64), (8, 384, 450), (384, 8, 130),
       (16, 300, 99), (100, 64, 1000), (65, 70, 600), (31, 33, 1025), (3, 1000, 5), (200, 150, 100),
-      (300, 100, 1024), (7, 50, 64), (12, 9, 513), (600, 40, 30), (30, 200, 1100),
+      (300, 100, 1024), (7, 50, 64),
+      (49, 999, 701), (130, 600, 1024), (67, 1024, 611), (12, 9, 513), (600, 40, 30),
+      (30, 200, 1100),
     ]
     static let transposes: [(Transpose, Transpose)] = [
       (.no, .no), (.no, .yes), (.yes, .no), (.yes, .yes),

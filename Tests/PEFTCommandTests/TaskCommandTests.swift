@@ -197,7 +197,7 @@ struct TaskCommandTests {
     let question = ["predict", "--json", "where ?"] + run
     let answer = try JSONValue(
       parsing: try Tool.succeed(question + ["--context", "Bert lives in New York."]).output)
-    #expect(answer["answer"] == "new york")
+    #expect(answer["answer"] == "New York")
     let probability = try #require(answer["probability"]?.double)
     #expect(probability > 0.5 && probability <= 1)
     #expect(try Tool.run(question).errors.contains("--context: a question needs a context"))

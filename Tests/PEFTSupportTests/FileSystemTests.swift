@@ -1,7 +1,8 @@
 import Foundation
-import PEFTSupport
 import TestSupport
 import Testing
+
+@testable import PEFTSupport
 
 struct FileSystemTests {
   let folder: TemporaryFolder
@@ -127,6 +128,51 @@ struct FileSystemTests {
     try FileSystem.writeDirectory(path) { try FileSystem.write("\($0)/b", "2") }
     #expect(try FileSystem.list(path) == ["b"])
     #expect(try FileSystem.list(folder("out")) == ["adapter"])
+  }
+
+  private static func isInUse(_ path: String) -> Bool {
+    guard let lock = NameLock(path) else { return false }
+    return !lock.isHeld
+  }
+
+  /// A process that was killed holds no locks any more; one that is at work does.
+  @Test func leftoversOfKilledWritesAreRemoved() throws {
+    _ = try folder.write("a.partial-12", "left")
+    _ = try folder.write("a.partial-12x", "another's")
+    _ = try folder.write("ab.partial-12", "another's")
+    let used = try folder.write("a.partial-34", "in use")
+    func writeBesideAnother() throws {
+      let writer = NameLock(used)
+      try FileSystem.write(folder("a"), "new")
+      withExtendedLifetime(writer) {}
+    }
+    try writeBesideAnother()
+    #expect(folder.names == ["a", "a.partial-12x", "a.partial-34", "ab.partial-12"])
+    FileSystem.removeLeftovers(of: folder("a"))
+    #expect(folder.names == ["a", "a.partial-12x", "ab.partial-12"])
+  }
+
+  @Test func leftoversOfKilledFoldersAreRemoved() throws {
+    func leave(_ name: String, _ text: String) throws {
+      try FileSystem.createDirectory(folder(name))
+      try FileSystem.write(folder("\(name)/x"), text)
+    }
+    try leave("a.partial-12", "half")
+    try leave("a.old-12", "moved aside")
+    // The kill came before anything had taken the old folder's place.
+    FileSystem.removeLeftovers(of: folder("a"))
+    #expect(folder.names == ["a"])
+    #expect(try FileSystem.read(folder("a/x")) == Array("moved aside".utf8))
+    try leave("a.old-12", "moved aside")
+    try leave("a.partial-12", "half")
+    try FileSystem.writeDirectory(folder("a")) { temporary in
+      #expect(folder.names == ["a", "a.partial-\(getpid())"])
+      // A second process leaves alone what this one has in use.
+      #expect(Self.isInUse(temporary))
+      try FileSystem.write("\(temporary)/x", "new")
+    }
+    #expect(folder.names == ["a"])
+    #expect(try FileSystem.read(folder("a/x")) == Array("new".utf8))
   }
 
   @Test func removingATreeDoesNotFollowLinks() throws {

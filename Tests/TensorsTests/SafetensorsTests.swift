@@ -264,8 +264,22 @@ struct SafetensorsTests {
     #expect(weights.names == ["a", "b", "c"])
     #expect(try weights.file(of: "c")?.tensor("c").item == 3)
     #expect(weights["b"]?.shape == [] && weights["d"] == nil)
+    // transformers reads all tensors of a shard, whatever the index lists.
+    #expect(try open(#"{"weight_map": {"c": "2.safetensors"}}"#).names == ["b", "c"])
+    try SafetensorsWriter.write(
+      [SafetensorsItem("a", Tensor(1)), SafetensorsItem("b", Tensor(4))],
+      to: folder("4.safetensors")
+    )
+    let chosen =
+      #"{"weight_map": {"a": "4.safetensors", "b": "4.safetensors", "c": "2.safetensors"}}"#
+    #expect(try open(chosen).file(of: "b")?.tensor("b").item == 4)
     let path = folder(index)
     for (text, message) in [
+      (
+        #"{"weight_map": {"a": "4.safetensors", "c": "2.safetensors"}}"#,
+        "\(folder("2.safetensors")): the tensor 'b' is in \(folder("4.safetensors")) too, and the "
+          + "index does not say which counts"
+      ),
       (
         #"{"weight_map": {"a": "3.safetensors"}}"#,
         "\(folder("3.safetensors")): cannot open: No such file or directory"

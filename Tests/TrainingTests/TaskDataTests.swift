@@ -110,6 +110,24 @@ struct TaskDataTests {
 
   private let context = "Anna lives in New Yorker. Anna lives."
 
+  /// An answer is given as the context has it: whole words, case and spaces kept.
+  @Test func answersAreWordsOfTheContext() throws {
+    var encoder = QuestionEncoder(try Tokenizer(folder: folder.path), maxLength: 40, stride: 0)
+    // anna lives in new york ##er . anna lives .
+    let expected: [(Range<Int>, String)] = [
+      (0..<1, "Anna"), (3..<6, "New  Yorker"), (4..<5, "Yorker"), (5..<6, "Yorker"), (6..<7, "."),
+      (5..<8, "Yorker. Anna"), (8..<10, "lives."),
+      (0..<10, "Anna lives in New  Yorker. Anna lives."),
+    ]
+    let text = "Anna lives in New  Yorker. Anna lives."
+    for (tokens, words) in expected {
+      let found = encoder.words(of: tokens, in: text)
+      #expect(found.map(String.init) == words)
+    }
+    let none = encoder.words(of: 0..<1, in: "  ")
+    #expect(none == nil)
+  }
+
   @Test func answersAreFoundAmongTheTokens() throws {
     func labels(_ answer: String, _ start: Int) throws -> [Int32] {
       let line = """

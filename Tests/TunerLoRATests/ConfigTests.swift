@@ -28,7 +28,14 @@ struct ConfigTests {
     config.baseModel = "base"
     config.unknownKeys["later"] = ["x": 1]
     #expect(try LoRAConfig(config.object) == config)
-    for initialization in [LoRAConfig.Initialization.standard, .gaussian, .random] {
+    var eva = EVASettings()
+    eva.whitens = true
+    for initialization in [
+      LoRAConfig.Initialization.standard, .random, .orthogonal, .pissa,
+      .randomizedPiSSA(iterations: 4), .olora, .loftq(LoftQSettings(bits: 8, iterations: 3)),
+      .eva(eva), .corda(CorDASettings(method: .knowledgePreserved)),
+      .loraGA(LoRAGASettings(direction: .random, scale: .unit, stableGamma: 2.5)), .gaussian,
+    ] {
       config.initialization = initialization
       #expect(try LoRAConfig(config.object) == config)
     }
@@ -50,14 +57,75 @@ struct ConfigTests {
       #"{"rank_pattern": {"q": "x"}}"#,
       "'rank_pattern.q' is a string (\"x\"), a number was expected"
     ),
-    (#"{"init_lora_weights": "pissa"}"#, "'init_lora_weights': \"pissa\" is not supported"),
+    (
+      #"{"init_lora_weights": "pisa"}"#, "Unknown initialization init_lora_weights='pisa'"
+    ),
+    (
+      #"{"init_lora_weights": "pissa_niter_x"}"#,
+      "init_lora_weights should be 'pissa' or 'pissa_niter_[number of iters]', got pissa_niter_x "
+        + "instead."
+    ),
+    (
+      #"{"init_lora_weights": 1}"#,
+      "'init_lora_weights' is an integer (1), true, false or a name was expected"
+    ),
+    (
+      #"{"init_lora_weights": "loftq"}"#,
+      "`loftq_config` must be specified when `init_lora_weights` is 'loftq'."
+    ),
+    (
+      #"{"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 3}}"#,
+      "'loftq_bits' is 3; only nf2, nf4 and int8 quantization is supported"
+    ),
+    (
+      #"{"init_lora_weights": "loftq", "loftq_config": {"loftq_iter": 0}}"#,
+      "Number of iterations must be greater than 0"
+    ),
+    (#"{"init_lora_weights": "eva", "eva_config": {"rho": 0.5}}"#, "`rho` must be >= 1.0"),
+    (
+      #"{"init_lora_weights": "eva", "eva_config": {"tau": 1.5}}"#,
+      "`tau` must be between 0.0 and 1.0."
+    ),
+    (#"{"init_lora_weights": "eva", "eva_config": {"roh": 2}}"#, "unknown key 'roh'"),
+    (
+      #"{"init_lora_weights": "eva", "eva_config": {"rho": "2"}}"#,
+      "'rho' is a string (\"2\"), a number was expected"
+    ),
+    (
+      #"{"init_lora_weights": "eva", "eva_config": 2}"#,
+      "'eva_config' is an integer (2), a mapping of settings was expected"
+    ),
+    (
+      #"{"init_lora_weights": "corda", "corda_config": {"corda_method": "spm"}}"#,
+      "'corda_method' is 'spm'; it must be one of 'ipm', 'kpm'"
+    ),
+    (
+      #"{"init_lora_weights": "lora_ga", "lora_ga_config": {"scale": "gd"}}"#,
+      "'scale' is 'gd'; it must be one of 'stable', 'weight_svd', 'gd_scale', 'unit'"
+    ),
+    (
+      #"{"init_lora_weights": "lora_ga", "lora_ga_config": {"stable_gamma": 0}}"#,
+      "'stable_gamma' is 0.0, a positive number was expected"
+    ),
     (#"{"bias": "all"}"#, "'bias': \"all\" is not supported"),
     (#"{"layer_replication": [[0, 2]]}"#, "'layer_replication': [[0, 2]] is not supported"),
-    (#"{"eva_config": {"rho": 2}}"#, "'eva_config': {\"rho\": 2} is not supported"),
   ])
   func wrongAndUnsupportedKeysAreNamed(_ text: String, _ message: String) {
     let error = #expect(throws: PEFTError.self) { try config(text) }
     #expect(error?.message == message)
+  }
+
+  /// peft accepts the settings of another initialisation with a warning and writes them back, as it
+  /// does with a converted adapter's.
+  @Test func settingsOfOtherInitialisationsAreKept() throws {
+    let config = try config(
+      #"{"init_lora_weights": true, "corda_config": {"corda_method": "kpm"}, "loftq_config": {}}"#)
+    #expect(config.initialization == .standard)
+    #expect(config.unknownKeys.keys == ["corda_config"])
+    #expect(config.object["corda_config"]?.text() == #"{"corda_method":"kpm"}"#)
+    #expect(config.object.keys.count { $0 == "corda_config" } == 1)
+    #expect(try self.config(#"{"init_lora_weights": "OLoRA"}"#).initialization == .olora)
+    #expect(try self.config(#"{"init_lora_weights": ""}"#).initialization == .random)
   }
 
   /// Neutral values that peft always writes are accepted.

@@ -4,10 +4,10 @@
   import Darwin
 #endif
 
-/// Seconds on the monotonic clock.
-func now() -> Double {
+/// Seconds on a clock.
+func seconds(_ clock: clockid_t) -> Double {
   var time = timespec()
-  clock_gettime(CLOCK_MONOTONIC, &time)
+  clock_gettime(clock, &time)
   return Double(time.tv_sec) + Double(time.tv_nsec) * 1e-9
 }
 

@@ -1,9 +1,16 @@
 // Training steps, inference and initialisation of LoRA, DoRA, EDoRA and LoRA-XS on one model, in turns:
 // methods-bench CONFIG_FOLDER [--task causal|classify] [--precision float32|bfloat16] [--rows 128]
 //   [--rank 8] [--rounds 8] [--decode 16] [--modules a,b] [--init]
-// Prints one JSON object. See Benchmarks/compare/README.md.
+// With --processor times are those of the processor instead of the clock: with one thread they tell
+// the methods apart on a machine that does other things too. Prints one JSON object. See Benchmarks/compare/README.md.
 
 import PEFT
+
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Darwin)
+  import Darwin
+#endif
 
 var options = Options(CommandLine.arguments)
 let methods = options.list("methods", "lora,dora,edora,lora-xs")
@@ -11,6 +18,16 @@ let precision: WeightPrecision =
   options.text("precision", "float32") == "bfloat16" ? .bfloat16 : .float32
 let isCausal = options.text("task", "causal") == "causal"
 let rank = options.number("rank", 8)
+let usesProcessorTime = options.flag("processor")
+
+/// The time that differences are taken of.
+@MainActor func now() -> Double {
+  #if canImport(Darwin)
+    seconds(usesProcessorTime ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC)
+  #else
+    seconds(usesProcessorTime ? clockid_t(CLOCK_PROCESS_CPUTIME_ID) : clockid_t(CLOCK_MONOTONIC))
+  #endif
+}
 let modules = options.list(
   "modules",
   isCausal
@@ -125,7 +142,7 @@ if options.flag("init") {
       if optimizers[method] == nil { optimizers[method] = AdamW(model.trainableTensors) }
       let start = now()
       let gradients = try loss(UInt64(round)).backward()
-      optimizers[method]!.update(gradients, learningRate: 1e-4)
+      optimizers[method]!.update(gradients)
       if round > 0 { training[method, default: []].append(now() - start) }
     }
   }

@@ -40,6 +40,13 @@ typedef struct {
 /// The floats of scratch that pk_gemm needs.
 enum { PK_GEMM_SCRATCH = PK_GEMM_KC * (PK_GEMM_MC + 32) };
 
+/// The most rows of A, and the most of the summed extent, that pk_gemm_stream takes at once.
+enum { PK_STREAM_ROWS = 1024, PK_STREAM_KC = 256 };
+/// The blocks of the summed extent that A is packed in.
+static inline size_t pk_gemm_stream_blocks(size_t k) { return (k + PK_STREAM_KC - 1) / PK_STREAM_KC; }
+/// The floats of a packed A: rows are padded to whole vectors.
+static inline size_t pk_gemm_stream_packed(size_t m, size_t k) { return (m + 31) / 32 * 32 * k; }
+
 #pragma clang assume_nonnull end
 
 #endif

@@ -13,5 +13,6 @@
 #include "lowrank.h"
 #include "gemm_micro.h"
 #include "gemm.h"
+#include "gemm_stream.h"
 #include "attention.h"
 // clang-format on

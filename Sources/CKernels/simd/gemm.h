@@ -224,6 +224,22 @@ static void gemm_pairs(const pk_gemm_task *t, float *packed) {
 }
 #endif
 
+// Writes rows [i, i + VL) of C, of which `rows` are left, and its columns [j, j + columns) from a block of C^T.
+static void store_transposed(const pk_gemm_task *t, const float *block, size_t ld, size_t i, size_t rows, size_t j, size_t columns) {
+  for (size_t at = 0; at < columns; at += VL) {
+    size_t width = columns - at < VL ? columns - at : VL;
+    vf square[VL];
+    for (size_t v = 0; v < VL; v++) square[v] = v < width ? load(block + (at + v) * ld) : (vf){};
+    transpose_square(square);
+    for (size_t v = 0; v < VL && v < rows; v++) {
+      float *c = t->c + (i + v) * t->ldc + j + at;
+      vf y = square[v] * t->alpha;
+      if (t->beta != 0.0f) y += t->beta * loadn(c, width);
+      storen(c, y, width);
+    }
+  }
+}
+
 // A stored transposed, few columns: C^T = B^T A is a product of few rows whose long side lies well in memory.
 static void gemm_swapped(const pk_gemm_task *t, float *scratch) {
   // Blocks of C^T, which then go to C.
@@ -232,19 +248,9 @@ static void gemm_swapped(const pk_gemm_task *t, float *scratch) {
   for (size_t i = 0; i < t->m; i += WIDTH) {
     size_t rows = t->m - i < WIDTH ? t->m - i : WIDTH;
     pk_gemm_task s = {.a = t->b, .b = t->a + i, .c = block, .m = t->n, .n = rows, .k = t->k, .lda = t->ldb, .ldb = t->lda,
-                      .ldc = WIDTH, .alpha = t->alpha, .beta = 0.0f, .ta = !t->tb, .tb = false, .format = PK_F32};
+                      .ldc = WIDTH, .alpha = 1.0f, .beta = 0.0f, .ta = !t->tb, .tb = false, .format = PK_F32};
     gemm_general(&s, scratch);
-    for (size_t r = 0; r < rows; r += VL)
-      for (size_t j = 0; j < t->n; j += VL) {
-        size_t width = t->n - j < VL ? t->n - j : VL;
-        vf square[VL];
-        for (size_t v = 0; v < VL; v++) square[v] = v < width ? load(block + (j + v) * WIDTH + r) : (vf){};
-        transpose_square(square);
-        for (size_t v = 0; v < VL && r + v < rows; v++) {
-          float *c = t->c + (i + r + v) * t->ldc + j;
-          storen(c, t->beta == 0.0f ? square[v] : square[v] + t->beta * loadn(c, width), width);
-        }
-      }
+    for (size_t r = 0; r < rows; r += VL) store_transposed(t, block + r, WIDTH, i + r, rows - r, 0, t->n);
   }
 }
 

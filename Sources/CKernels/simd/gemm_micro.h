@@ -24,14 +24,15 @@
 #endif
 
 // Where a block of C goes: rows of `ldc`, `tail` valid elements in the last vector. And what to ask memory for
-// meanwhile, a part of B's next panel: every 16 steps `aheadCount` lines that lie `aheadStride` bytes apart, and
-// `aheadStep` bytes on.
+// meanwhile, a part of B's next panel: every 16 steps `aheadCount` lines (pairs of them if `aheadPairs`) that lie
+// `aheadStride` bytes apart, and `aheadStep` bytes on.
 typedef struct {
   float *c;
   size_t ldc, tail;
   float alpha, beta;
   const char *ahead;
   size_t aheadStride, aheadCount, aheadStep;
+  bool aheadPairs;
 } micro_target;
 
 typedef void (*micro_kernel)(size_t k, const float *a, size_t lda, const float *b, size_t ldb, const micro_target *t);
@@ -67,9 +68,11 @@ ALWAYS void finish(vf sum[MR_MAX][2], const micro_target *t, int mr, int nv) {
   }
 }
 
-// Elements of A: `byRows` a[i * lda + l], else a[l * lda + i], which packed panels are too.
+// Elements of A: `byRows` a[i * lda + l], else a[l * lda + i], which packed panels are too. `packedB`: a row of B follows
+// the one before; to know that saves a register, and with it a spill for the largest blocks.
 ALWAYS void micro(size_t k, const float *a, size_t lda, const float *b, size_t ldb, const micro_target *t, int mr, int nv,
-                  bool byRows) {
+                  bool byRows, bool packedB) {
+  if (packedB) ldb = (size_t)nv * VL;
   vf sum[MR_MAX][2];
 #pragma clang loop unroll(full)
   for (int i = 0; i < mr; i++) sum[i][0] = sum[i][1] = (vf){};
@@ -114,6 +117,8 @@ ALWAYS void micro(size_t k, const float *a, size_t lda, const float *b, size_t l
   for (; l + 4 <= k; l += 4) {
     if (l % 16 == 0 && t->aheadCount) {
       for (size_t i = 0; i < t->aheadCount; i++) __builtin_prefetch(ahead + i * t->aheadStride, 0, 2);
+      if (t->aheadPairs)
+        for (size_t i = 0; i < t->aheadCount; i++) __builtin_prefetch(ahead + i * t->aheadStride + 64, 0, 2);
       ahead += t->aheadStep;
     }
     MICRO_STEP(0)
@@ -133,13 +138,14 @@ ALWAYS void micro(size_t k, const float *a, size_t lda, const float *b, size_t l
   finish(sum, t, mr, nv);
 }
 
-#define MICRO(mr, nv, form, byRows)                                                                                         \
+#define MICRO(mr, nv, form, byRows, packedB)                                                                                \
   static void K(micro_##mr##_##nv##_##form)(size_t k, const float *a, size_t lda, const float *b, size_t ldb,              \
                                             const micro_target *t) {                                                        \
-    micro(k, a, lda, b, ldb, t, mr, nv, byRows);                                                                            \
+    micro(k, a, lda, b, ldb, t, mr, nv, byRows, packedB);                                                                   \
   }
-#define MICRO_ROWS(mr, nv) MICRO(mr, nv, rows, true) MICRO(mr, nv, columns, false)
-#define ENTRY(mr, nv) {K(micro_##mr##_##nv##_rows), K(micro_##mr##_##nv##_columns)},
+#define MICRO_FORMS(mr, nv) \
+  MICRO(mr, nv, rows, true, false) MICRO(mr, nv, columns, false, false) MICRO(mr, nv, packed, true, true)
+#define ENTRY(mr, nv) {K(micro_##mr##_##nv##_rows), K(micro_##mr##_##nv##_columns), K(micro_##mr##_##nv##_packed)},
 
 #define UP_TO_6(X, nv) X(1, nv) X(2, nv) X(3, nv) X(4, nv) X(5, nv) X(6, nv)
 #define UP_TO_8(X, nv) UP_TO_6(X, nv) X(7, nv) X(8, nv)
@@ -156,12 +162,12 @@ ALWAYS void micro(size_t k, const float *a, size_t lda, const float *b, size_t l
 #define UP_TO_TWO UP_TO_6
 #endif
 
-UP_TO_ONE(MICRO_ROWS, 1)
-UP_TO_TWO(MICRO_ROWS, 2)
+UP_TO_ONE(MICRO_FORMS, 1)
+UP_TO_TWO(MICRO_FORMS, 2)
 
-// [rows - 1][0 by rows, 1 by columns]
-static const micro_kernel K(micro_one)[MR_MAX][2] = {UP_TO_ONE(ENTRY, 1)};
-static const micro_kernel K(micro_two)[MR_MAX][2] = {UP_TO_TWO(ENTRY, 2)};
+// [rows - 1][0: A by rows, 1: A by columns, 2: A by rows and B packed]
+static const micro_kernel K(micro_one)[MR_MAX][3] = {UP_TO_ONE(ENTRY, 1)};
+static const micro_kernel K(micro_two)[MR_MAX][3] = {UP_TO_TWO(ENTRY, 2)};
 
 #if PK_LEVEL == 2
 // For at most eight columns: one vector holds B's columns for two values of l, interleaved, and meets pairs of

@@ -38,20 +38,16 @@ struct Convert: ParsableCommand {
   var output: String
   @Flag(help: "Replace the output folder if it exists.")
   var overwrite = false
-  @Option(help: ArgumentHelp("Number of threads.", valueName: "n"))
-  var threads: Int?
+  @OptionGroup var threading: ThreadOptions
 
   func validate() throws {
     if let rank, rank < 1 {
       throw ValidationError("--rank is \(rank), a positive number was expected")
     }
-    if let threads, threads < 1 {
-      throw ValidationError("--threads is \(threads), a positive number was expected")
-    }
   }
 
   func run() throws {
-    if let threads { Parallel.threadCount = threads }
+    threading.apply()
     try OutputFolder.check(output, overwriting: overwrite, inputs: [model, adapter])
     let session = try ModelSession(
       model: model, adapters: [AdapterReference(folder: adapter, name: "source")],
@@ -72,7 +68,7 @@ struct Convert: ParsableCommand {
       .reduce(0) { $0 + $1.parameter.value.count }
     try peft.save(
       output, adapter: "result",
-      extraFiles: try Self.labels(of: adapter))
+      extraFiles: try AdapterFolder(adapter).trainingFiles())
     try Terminal.write(
       """
       \(output): \(to.rawValue)\(compact ? ", compact" : ""), \(grouped(parameters)) numbers stored, \
@@ -86,12 +82,5 @@ struct Convert: ParsableCommand {
 
   private static func loss(_ error: Double) -> String {
     error == 0 ? "the same" : "relative difference \(scientific(error))"
-  }
-
-  /// The labels that a training run leaves beside an adapter go with it.
-  private static func labels(of folder: String) throws(PEFTError) -> [(String, String)] {
-    let path = FileSystem.join(folder, LabelSet.fileName)
-    guard FileSystem.exists(path) else { return [] }
-    return [(LabelSet.fileName, String(decoding: try FileSystem.read(path), as: UTF8.self))]
   }
 }

@@ -62,7 +62,7 @@ struct Inspect: ParsableCommand {
         .invalidConfiguration, "'\(folder)' is an adapter folder, which takes no other option",
         at: flag, remedy: "Give the model's folder first.")
     }
-    return AdapterSummary(try AdapterFolder(folder)).text
+    return try AdapterSummary(AdapterFolder(folder)).text
   }
 
   private func modelText() throws(PEFTError) -> String {

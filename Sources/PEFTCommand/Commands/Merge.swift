@@ -19,20 +19,16 @@ struct Merge: ParsableCommand {
   var output: String
   @Flag(help: "Replace the output folder if it exists.")
   var overwrite = false
-  @Option(help: ArgumentHelp("Number of threads.", valueName: "n"))
-  var threads: Int?
+  @OptionGroup var threading: ThreadOptions
 
   func validate() throws {
     if adapters.adapters.isEmpty {
       throw ValidationError("--adapter: at least one adapter is needed")
     }
-    if let threads, threads < 1 {
-      throw ValidationError("--threads is \(threads), a positive number was expected")
-    }
   }
 
   func run() throws {
-    if let threads { Parallel.threadCount = threads }
+    threading.apply()
     try OutputFolder.check(
       output, overwriting: overwrite, inputs: [model] + adapters.adapters.map(\.folder))
     let named = try ModelSession.named(adapters.adapters)
@@ -69,20 +65,22 @@ struct Merge: ParsableCommand {
     return "\(grouped(entries.reduce(0) { $0 + $1.count })) parameters in \(types)"
   }
 
-  /// The labels of a classifier, so that the new config.json fits the new head.
+  /// The labels of a classifier and what they are, so that the new config.json fits the new head.
   private func configMembers(
     _ loaded: LoadedModel, folders: [String]
   ) throws(PEFTError) -> JSONObject {
     guard let count = loaded.head.labelCount else { return JSONObject() }
+    let opened = try folders.map { (path) throws(PEFTError) in try AdapterFolder(path) }
     var names: [String]?
-    for folder in folders {
-      let labels = try AdapterFolder(folder).labels()
-      if labels?.count == count { names = labels?.names }
-    }
-    let old = loaded.model.configuration.object["id2label"]?.object
     var problem: ProblemType?
-    for folder in folders { problem = try AdapterFolder(folder).problemType() ?? problem }
-    let recorded = try loaded.model.configuration.problemType()
+    for folder in opened {
+      let labels = try folder.labels()
+      if labels?.count == count { names = labels?.names }
+      problem = try folder.problemType() ?? problem
+    }
+    let configuration = loaded.model.configuration
+    let old = configuration.object["id2label"]?.object
+    let recorded = try configuration.problemType()
     var members: [(String, JSONValue)] = []
     if let problem, problem != recorded {
       members.append(("problem_type", .string(problem.rawValue)))
@@ -100,38 +98,5 @@ struct Merge: ParsableCommand {
           .object(JSONObject(labels.enumerated().map { ($0.element, .int($0.offset)) }))
         ),
       ])
-  }
-}
-
-/// What a model makes of a few fixed tokens, to compare two models.
-struct MergeProbe {
-  /// Logits, or hidden states of a model without a head.
-  let output: Tensor
-  /// "logit" or "hidden state".
-  let quantity: String
-
-  /// Runs a model on two short sequences of tokens spread over the vocabulary.
-  init(_ model: any TransformerModel) throws(PEFTError) {
-    let limits = model.inputLimits
-    let length = min(12, limits.positions ?? 12)
-    let sequences = [length, (length + 1) / 2].map { count in
-      (0..<count).map { Int32((1 + $0 * 7919 + count) % limits.vocabulary) }
-    }
-    let batch = TokenBatch(sequences)
-    let context = ForwardContext(batch.layout)
-    (output, quantity) = withoutGradients {
-      switch model {
-      case let model as any SequenceClassifier: return (model.logits(batch, context), "logit")
-      case let model as any TokenOutputModel: return (model.logits(batch, context), "logit")
-      default: return (model.lastHiddenState(batch, context), "hidden state")
-      }
-    }
-  }
-
-  /// The largest absolute difference.
-  func difference(from other: MergeProbe) -> Double {
-    zip(output.scalars, other.output.scalars).reduce(0) {
-      max($0, abs(Double($1.0) - Double($1.1)))
-    }
   }
 }

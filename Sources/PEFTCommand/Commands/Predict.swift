@@ -22,7 +22,8 @@ struct Predict: ParsableCommand {
   @Option(help: "The folder of the adapter; without one the model is used as it is.")
   var adapter: String?
 
-  @Option(help: "SEQ_CLS, TOKEN_CLS or QUESTION_ANS; the adapter's own unless given.")
+  @Option(
+    help: "SEQ_CLS, TOKEN_CLS or QUESTION_ANS; the adapter's, else the model's own unless given.")
   var task: String?
 
   @Option(
@@ -67,8 +68,7 @@ struct Predict: ParsableCommand {
   func run() throws {
     options.apply()
     let adapted = try AdaptedModel(
-      model, adapter: adapter, task: task ?? (adapter == nil ? implied() : nil),
-      precision: options.precision, registry: .standard)
+      model, adapter: adapter, task: task, precision: options.precision, registry: .standard)
     let tokenizer = try adapted.tokenizer()
     switch adapted.task {
     case .tokenClassification: try label(adapted, tokenizer)
@@ -80,16 +80,6 @@ struct Predict: ParsableCommand {
       }
       try classify(adapted, tokenizer)
     }
-  }
-
-  /// The task of a model without an adapter: that of its architecture where it gives an answer.
-  private func implied() throws(PEFTError) -> String {
-    let configuration = try ModelConfiguration(folder: model)
-    let types = TunerRegistry.standard.taskTypes
-    let task = types.type(ofArchitectures: configuration.architectures)
-    let answering: [TaskType] = [.tokenClassification, .questionAnswering]
-    if let task, answering.contains(task) { return task.name }
-    return TaskType.sequenceClassification.name
   }
 
   // MARK: Sequences

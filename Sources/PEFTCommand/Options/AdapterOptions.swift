@@ -45,10 +45,7 @@ struct ActiveOptions: ParsableArguments {
 
   /// The names, or `nil` when the option is absent.
   var names: [String]? {
-    guard let active else { return nil }
-    let names = active.split(separator: ",").map { name in
-      String(name.drop { $0 == " " }.reversed().drop { $0 == " " }.reversed())
-    }
+    guard let names = active.map(separatedNames) else { return nil }
     return names == ["__base__"] ? [] : names.filter { !$0.isEmpty }
   }
 }
@@ -62,11 +59,7 @@ struct RowOptions: ParsableArguments {
   var rows: String?
 
   /// The names, or `nil` when the option is absent.
-  var names: [String]? {
-    rows?.split(separator: ",", omittingEmptySubsequences: false).map { name in
-      String(name.drop { $0 == " " }.reversed().drop { $0 == " " }.reversed())
-    }
-  }
+  var names: [String]? { rows.map(separatedNames) }
 
   /// The assignment for a batch of so many rows, or `nil` when the option is absent.
   ///
@@ -79,5 +72,12 @@ struct RowOptions: ParsableArguments {
         remedy: "Give one name for each row; __base__ is the base model alone.")
     }
     do { return try peft.sequenceAdapters(names) } catch { throw error.located(at: "--rows") }
+  }
+}
+
+/// The names between commas, without the spaces around them.
+private func separatedNames(_ text: String) -> [String] {
+  text.split(separator: ",", omittingEmptySubsequences: false).map { name in
+    String(name.drop { $0 == " " }.reversed().drop { $0 == " " }.reversed())
   }
 }

@@ -6,6 +6,14 @@ struct RunOptions: ParsableArguments {
   @Option(help: "How weights are kept and multiplied: float32 or bfloat16.")
   var precision = WeightPrecision.float32
 
+  @OptionGroup var threading: ThreadOptions
+
+  /// Makes the settings of the process.
+  func apply() { threading.apply() }
+}
+
+/// The option of every command that computes.
+struct ThreadOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
       "Number of threads.",
@@ -19,7 +27,7 @@ struct RunOptions: ParsableArguments {
     }
   }
 
-  /// Makes the settings of the process.
+  /// Makes the setting of the process.
   func apply() {
     if let threads { Parallel.threadCount = threads }
   }

@@ -3,9 +3,15 @@ import PEFT
 /// What an adapter folder holds, as text.
 struct AdapterSummary {
   private let folder: AdapterFolder
+  private let config: JSONObject
 
   /// Summarises a folder of any method, also of one that this program does not know.
-  init(_ folder: AdapterFolder) { self.folder = folder }
+  ///
+  /// - Throws: ``PEFTError`` when a file cannot be read.
+  init(_ folder: AdapterFolder, registry: TunerRegistry = .standard) throws(PEFTError) {
+    self.folder = folder
+    config = try registry.members(of: folder)
+  }
 
   /// Settings, then tensors.
   var text: String {
@@ -41,11 +47,11 @@ struct AdapterSummary {
     let silent = ["inference_mode", "peft_version", "auto_mapping", "revision"]
     var result: [(String, String)] = []
     for (key, name) in named {
-      if let value = folder.config[key], !value.isNull {
+      if let value = config[key], !value.isNull {
         result.append((name, Self.plain(value)))
       }
     }
-    for (key, value) in folder.config.members.sorted(by: { $0.key < $1.key }) {
+    for (key, value) in config.members.sorted(by: { $0.key < $1.key }) {
       if named.contains(where: { $0.0 == key }) || silent.contains(key) { continue }
       if Self.isDefault(key, value) { continue }
       result.append((key, Self.plain(value)))

@@ -9,6 +9,8 @@ public struct AdapterFolder {
   public let config: JSONObject
   /// The tensors of `adapter_model.safetensors`, or of `adapter_model.bin`.
   public let tensors: any TensorFile
+  /// The tensors of `initial_adapter.safetensors`, where there is one.
+  public let references: SafetensorsFile?
 
   /// The names of the two files.
   public static let configName = "adapter_config.json"
@@ -16,6 +18,9 @@ public struct AdapterFolder {
   public static let weightsName = "adapter_model.safetensors"
   /// The name of the weights file that older versions of peft wrote.
   public static let torchWeightsName = "adapter_model.bin"
+  /// The name of the file with the values that the adapter's changes are measured from, which PiSSA
+  /// and the like have; peft passes over it.
+  public static let referencesName = "initial_adapter.safetensors"
 
   /// Opens a folder.
   ///
@@ -47,10 +52,34 @@ public struct AdapterFolder {
         .fileNotFound, "has no \(Self.weightsName)", at: path,
         remedy: "An adapter folder holds \(Self.configName) and \(Self.weightsName).")
     }
+    let referencesPath = FileSystem.join(path, Self.referencesName)
+    references =
+      FileSystem.exists(referencesPath) ? try SafetensorsFile(referencesPath) : nil
   }
 
   /// The path of the config file.
   public var configPath: String { FileSystem.join(path, Self.configName) }
+
+  /// Writes the files of an adapter into a folder that exists; a card that is there keeps its text.
+  static func write(
+    _ tensors: TensorTable, config: any TunerConfig, isTransformersModel: Bool,
+    as type: ElementType = .float32, card: String?, into folder: String
+  ) throws(PEFTError) {
+    try tensors.write(to: FileSystem.join(folder, weightsName), as: type)
+    for (file, members) in config.files {
+      var members = members
+      if file == configName { members["inference_mode"] = true }
+      try FileSystem.write(
+        FileSystem.join(folder, file),
+        JSONValue.object(members).text(.indented, sortedKeys: true))
+    }
+    let cardPath = FileSystem.join(folder, "README.md")
+    let old = FileSystem.exists(cardPath) ? try FileSystem.read(cardPath) : nil
+    let card = ModelCard(
+      config: config, isTransformersModel: isTransformersModel, body: card,
+      existing: old.map { String(decoding: $0, as: UTF8.self) })
+    try FileSystem.write(cardPath, card.text)
+  }
 }
 
 /// What came of loading adapter weights.
@@ -80,4 +109,9 @@ public struct TargetReport: Sendable {
   public internal(set) var additionalInConfig: [String] = []
   /// Paths that this state has adapters for, but the config does not target.
   public internal(set) var additionalInState: [String] = []
+}
+
+/// That an adapter comes from files, and what these have for ``TunerLayer/referenceTensors``.
+struct AdapterOrigin {
+  let references: (any TensorFile)?
 }

@@ -38,13 +38,16 @@ public struct InjectedAdapters {
   ///   - stateKeys: Keys of a state that decide, in place of the config's targets, which layers
   ///     get an adapter; its values are not used. The report says where config and keys differ.
   ///   - seed: Seed of the initial values.
-  /// - Throws: ``PEFTError`` as ``PeftModel/add(_:_:seed:)``; the tree is as before then.
+  ///   - calibration: Batches, for initial values that depend on data.
+  /// - Throws: ``PEFTError`` as ``PeftModel/add(_:_:seed:calibration:)``; the tree is as before then.
   @discardableResult
   public func inject(
     _ config: any TunerConfig, as name: String = "default", stateKeys: [String]? = nil,
-    seed: UInt64 = 0
+    seed: UInt64 = 0, calibration: Calibration? = nil
   ) throws(PEFTError) -> TargetReport {
-    try model.add(name, any: config, seed: seed, stateKeys: stateKeys, isLoading: false)
+    try model.add(
+      name, any: config, seed: seed, stateKeys: stateKeys, isLoading: false,
+      calibration: calibration)
   }
 
   /// The tensors of an adapter; keys have no prefix, as the tree has no wrapper.

@@ -79,6 +79,7 @@ extension PeftModel {
         "Incompatible methods: \(record.tuner) and \(entry.tuner)", at: folder.configPath)
     }
     // All is made before anything is changed.
+    let references = try initialValues(at: record.sites, in: folder.references)
     var made: [(place: Int, stack: AdapterStack, layer: any TunerLayer)] = []
     var reading = TensorReading(folder.tensors)
     for place in record.sites {
@@ -88,20 +89,20 @@ extension PeftModel {
       }
       let site = AdapterSite(
         host: host, path: path, target: targetPath(place), adapter: name, config: config, seed: 0,
-        isLoading: true)
+        parameters: untouched(host), initialValues: references[path] ?? [:], isLoading: true)
       let layer = try Self.makeLayer(site, entry)
       let wasTrainable = old.parameters.contains { $0.parameter.isTrainable }
       for parameter in layer.parameters {
         parameter.parameter.isTrainable = wasTrainable && parameter.isTrained
       }
-      for tensor in Self.tensors(of: layer, at: filePath(place, record)) {
+      for tensor in Self.tensors(of: layer, at: filePath(place, among: record.sites)) {
         try reading.take(tensor)
       }
       made.append((place, stack, layer))
     }
     for place in record.saved {
       let copy = (hosts[place].host.adapters as? AdapterStack)?.copy(name)
-      for tensor in Self.tensors(of: copy, at: filePath(place, record)) {
+      for tensor in Self.tensors(of: copy, at: filePath(place, among: record.sites)) {
         try reading.take(tensor)
       }
     }

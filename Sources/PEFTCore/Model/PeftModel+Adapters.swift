@@ -11,29 +11,34 @@ extension PeftModel {
   ///   - name: Unique on this model; no dots.
   ///   - config: The settings; their type decides the method.
   ///   - seed: Seed of the initial values.
+  ///   - calibration: Batches, for initial values that depend on data.
   /// - Returns: What was matched.
   /// - Throws: ``PEFTError``: the name is taken, no module matches, the config does not fit a
   ///   layer, or the method is not registered.
   @discardableResult
   public func add(
-    _ name: String = "default", _ config: some TunerConfig, seed: UInt64 = 0
+    _ name: String = "default", _ config: some TunerConfig, seed: UInt64 = 0,
+    calibration: Calibration? = nil
   ) throws(PEFTError) -> TargetReport {
-    try add(name, any: config, seed: seed)
+    try add(name, any: config, seed: seed, calibration: calibration)
   }
 
-  /// Adds a new adapter from a config of any type; see ``add(_:_:seed:)``.
+  /// Adds a new adapter from a config of any type; see ``add(_:_:seed:calibration:)``.
   @discardableResult
   public func add(
-    _ name: String, any config: any TunerConfig, seed: UInt64
+    _ name: String, any config: any TunerConfig, seed: UInt64, calibration: Calibration? = nil
   ) throws(PEFTError) -> TargetReport {
-    try add(name, any: config, seed: seed, stateKeys: nil, isLoading: false)
+    try add(
+      name, any: config, seed: seed, stateKeys: nil, isLoading: false, calibration: calibration)
   }
 
   /// The same, with sites that the keys of a state name rather than the config, and without
   /// initial values when others are to be loaded.
+  ///
+  /// An adapter from files begins with no data, and its references are theirs.
   func add(
     _ name: String, any config: any TunerConfig, seed: UInt64, stateKeys: [String]?,
-    isLoading: Bool
+    isLoading: Bool, calibration: Calibration? = nil, from origin: AdapterOrigin? = nil
   ) throws(PEFTError) -> TargetReport {
     try checkNewName(name)
     try config.validate()
@@ -48,21 +53,30 @@ extension PeftModel {
       }
     }
     if config.baseModel == nil { config.baseModel = info.nameOrPath }
-    var (sites, saved) = try match(&config, entry.tuner, allowsNone: stateKeys != nil)
+    var (matched, saved) = try match(&config, entry.tuner, allowsNone: stateKeys != nil)
     var report = TargetReport()
     if let stateKeys {
       let named = try self.sites(namedBy: stateKeys)
-      report.additionalInConfig = sites.filter { !named.contains($0) }.map { hosts[$0].path }
-      report.additionalInState = named.filter { !sites.contains($0) }.map { hosts[$0].path }
-      sites = named
+      report.additionalInConfig = matched.filter { !named.contains($0) }.map { hosts[$0].path }
+      report.additionalInState = named.filter { !matched.contains($0) }.map { hosts[$0].path }
+      matched = named
     }
+    let plan = try prepared(
+      AdapterPlan(
+        adapter: name, config: config, sites: matched.map(planSite), seed: seed,
+        calibration: calibration, isLoading: isLoading || origin != nil,
+        initialValues: try initialValues(at: matched, in: origin?.references)), entry.tuner)
+    config = plan.config
+    let planned = Dictionary(uniqueKeysWithValues: plan.sites.map { ($0.path, $0) })
+    let sites = matched.filter { planned[hosts[$0].path] != nil }
     // Nothing is put on the model before everything could be made.
     var made: [(place: Int, layer: any TunerLayer)] = []
     for place in sites {
       let (path, host) = hosts[place]
       let site = AdapterSite(
         host: host, path: path, target: targetPath(place), adapter: name, config: config,
-        seed: seed, isLoading: isLoading)
+        seed: seed, parameters: planned[path]!.parameters,
+        initialValues: plan.initialValues[path] ?? [:], isLoading: isLoading)
       made.append((place, try Self.makeLayer(site, entry)))
     }
     if !isLoading {
@@ -237,6 +251,29 @@ extension PeftModel {
     sites
       + enclosing.sorted { $0.key < $1.key }
       .filter { sites.contains($0.value.owner) && !sites.contains($0.key) }.map(\.key)
+  }
+
+  private func planSite(_ place: Int) -> AdapterPlan.Site {
+    let (path, host) = hosts[place]
+    return AdapterPlan.Site(
+      path: path, target: targetPath(place), host: host, parameters: untouched(host))
+  }
+
+  /// A host's parameters without anything merged into them.
+  func untouched(_ host: any AdapterHost) -> HostParameters {
+    (host.adapters as? AdapterStack)?.original ?? host.parameters
+  }
+
+  /// Lets the tuner prepare an adapter, with the other adapters off.
+  private func prepared(
+    _ plan: AdapterPlan, _ tuner: any Tuner.Type
+  ) throws(PEFTError) -> AdapterPlan {
+    var plan = plan
+    let before = selection.isDisabled
+    selection.isDisabled = true
+    defer { selection.isDisabled = before }
+    try tuner.prepare(&plan)
+    return plan
   }
 
   private static func noMatch(_ selection: TargetSelection, excluded: Int) -> PEFTError {

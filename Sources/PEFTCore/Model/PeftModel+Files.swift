@@ -12,24 +12,29 @@ extension PeftModel {
   ///   - path: The folder.
   ///   - name: The adapter's name.
   ///   - strict: Whether missing and unused tensors are errors.
+  ///   - initial: The folder of the adapter's initial values, as peft's guide has them saved for
+  ///     PiSSA and the like; those beside the adapter unless given.
   /// - Returns: What was loaded.
   /// - Throws: ``PEFTError``: a missing or malformed file, a config that does not fit the model,
   ///   tensors that are missing, unused or of another shape.
   @discardableResult
   public func load(
-    _ path: String, as name: String = "default", strict: Bool = true
+    _ path: String, as name: String = "default", strict: Bool = true, initial: String? = nil
   ) throws(PEFTError) -> LoadReport {
-    try load(AdapterFolder(path), as: name, strict: strict)
+    let references = try initial.map { (path) throws(PEFTError) in try AdapterFolder(path).tensors }
+    return try load(AdapterFolder(path), as: name, strict: strict, initial: references)
   }
 
-  /// Adds the adapter of an opened folder; see ``load(_:as:strict:)-(String,_,_)``.
+  /// Adds the adapter of an opened folder; see ``load(_:as:strict:initial:)-(String,_,_,_)``.
   @discardableResult
   public func load(
-    _ folder: AdapterFolder, as name: String = "default", strict: Bool = true
+    _ folder: AdapterFolder, as name: String = "default", strict: Bool = true,
+    initial: (any TensorFile)? = nil
   ) throws(PEFTError) -> LoadReport {
     do {
       _ = try add(
-        name, any: try registry.config(of: folder), seed: 0, stateKeys: nil, isLoading: strict)
+        name, any: try registry.config(of: folder), seed: 0, stateKeys: nil, isLoading: strict,
+        from: AdapterOrigin(references: initial ?? folder.references))
     } catch {
       throw error.located(at: folder.configPath)
     }
@@ -43,7 +48,7 @@ extension PeftModel {
 
   /// Overwrites the values of an adapter with tensors under peft's keys.
   ///
-  /// - Throws: ``PEFTError`` as ``load(_:as:strict:)-(String,_,_)``, and `invalidState` while the
+  /// - Throws: ``PEFTError`` as ``load(_:as:strict:initial:)-(String,_,_,_)``, and `invalidState` while the
   ///   adapter is merged, as the merged weights would not follow; no value is changed when it
   ///   throws.
   @discardableResult
@@ -91,14 +96,16 @@ extension PeftModel {
   /// - Parameters:
   ///   - path: The folder.
   ///   - adapter: The adapter; the only active one by default.
+  ///   - form: The trained form or the plain one.
   ///   - type: What the tensors are written in: F32, F16 or BF16.
   ///   - card: Text of `README.md` after the front matter.
   ///   - extraFiles: Further files, by name, as a training run adds them.
   /// - Throws: ``PEFTError`` when the adapter is unknown, when several are active and none is
   ///   named, or when the folder cannot be written.
   public func save(
-    _ path: String, adapter: String? = nil, as type: ElementType = .float32,
-    card: String? = nil, extraFiles: [(name: String, text: String)] = []
+    _ path: String, adapter: String? = nil, form: SavedForm = .automatic,
+    as type: ElementType = .float32, card: String? = nil,
+    extraFiles: [(name: String, text: String)] = []
   ) throws {
     let oldCard = FileSystem.join(path, "README.md")
     let old = FileSystem.exists(oldCard) ? try FileSystem.read(oldCard) : nil
@@ -108,7 +115,7 @@ extension PeftModel {
         try FileSystem.write(
           FileSystem.join(folder, "README.md"), String(decoding: old, as: UTF8.self))
       }
-      try self.write(into: folder, adapter: adapter, as: type, card: card)
+      try self.write(into: folder, adapter: adapter, form: form, as: type, card: card)
       for file in extraFiles {
         try FileSystem.write(FileSystem.join(folder, file.name), file.text)
       }
@@ -117,7 +124,8 @@ extension PeftModel {
 
   /// Writes the three files of an adapter into a folder that exists.
   public func write(
-    into folder: String, adapter: String? = nil, as type: ElementType = .float32,
+    into folder: String, adapter: String? = nil, form: SavedForm = .automatic,
+    as type: ElementType = .float32,
     card: String? = nil
   ) throws(PEFTError) {
     if adapter == nil, selection.active.count > 1 {
@@ -128,20 +136,19 @@ extension PeftModel {
     }
     let name = adapter ?? selection.active.first ?? "default"
     let record = try record(name)
-    try state(of: name).write(to: FileSystem.join(folder, AdapterFolder.weightsName), as: type)
-    for (file, members) in record.config.files {
-      var members = members
-      if file == AdapterFolder.configName { members["inference_mode"] = true }
-      try FileSystem.write(
-        FileSystem.join(folder, file),
-        JSONValue.object(members).text(.indented, sortedKeys: true))
+    let isPlain = form == .plain || form == .automatic && !record.config.isSelfContained
+    let state = isPlain ? try plainState(of: name) : try state(of: name)
+    let referencesPath = FileSystem.join(folder, AdapterFolder.referencesName)
+    let references = isPlain ? nil : try referenceState(of: name)
+    if let references {
+      try references.write(to: referencesPath, as: type)
+    } else if FileSystem.exists(referencesPath) {
+      // Of an adapter that was here before.
+      FileSystem.removeTree(referencesPath)
     }
-    let cardPath = FileSystem.join(folder, "README.md")
-    let old = FileSystem.exists(cardPath) ? try FileSystem.read(cardPath) : nil
-    let card = ModelCard(
-      config: record.config, isTransformersModel: !info.modelType.isEmpty, body: card,
-      existing: old.map { String(decoding: $0, as: UTF8.self) })
-    try FileSystem.write(cardPath, card.text)
+    try AdapterFolder.write(
+      state, config: isPlain ? record.config.plain() : record.config,
+      isTransformersModel: !info.modelType.isEmpty, as: type, card: card, into: folder)
   }
 
   /// Writes several adapters the way peft does: the one named `default` into the folder itself,
@@ -152,11 +159,13 @@ extension PeftModel {
   /// - Parameters:
   ///   - path: The folder.
   ///   - adapters: Their names; all by default.
+  ///   - form: The trained form or the plain one.
   ///   - type: What the tensors are written in.
   /// - Throws: ``PEFTError`` `invalidAdapter` for unknown names, before anything is written, or
   ///   when a file cannot be written.
   public func saveAll(
-    _ path: String, adapters: [String]? = nil, as type: ElementType = .float32
+    _ path: String, adapters: [String]? = nil, form: SavedForm = .automatic,
+    as type: ElementType = .float32
   ) throws {
     let names = adapters ?? adapterNames
     if names.contains(where: { !adapterNames.contains($0) }) {
@@ -169,9 +178,10 @@ extension PeftModel {
     func write(into folder: String) throws {
       for name in names {
         if name == "default" {
-          try self.write(into: folder, adapter: name, as: type)
+          try self.write(into: folder, adapter: name, form: form, as: type)
         } else {
-          try self.save(FileSystem.join(folder, name), adapter: name, as: type)
+          try self.save(
+            FileSystem.join(folder, name), adapter: name, form: form, as: type)
         }
       }
     }

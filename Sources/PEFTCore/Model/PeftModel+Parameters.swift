@@ -29,7 +29,7 @@ extension PeftModel {
     for place in places {
       let host = hosts[place].host
       guard let stack = host.adapters as? AdapterStack else { continue }
-      let path = filePath(place, record)
+      let path = filePath(place, among: record.sites)
       if let layer = stack.layer(adapter) { result += Self.tensors(of: layer, at: path) }
       result += Self.tensors(of: stack.copy(adapter), at: path)
     }

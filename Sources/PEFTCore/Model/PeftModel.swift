@@ -33,7 +33,7 @@ public final class PeftModel {
 
   /// Wraps a model and freezes its parameters.
   ///
-  /// When its layers carry adapters already, from another wrapper or from ``injectAdapter(_:into:as:)``,
+  /// When its layers carry adapters already, from another wrapper or from ``InjectedAdapters``,
   /// this one manages the same adapters, and nothing is frozen.
   public init(_ base: any Module, info: BaseModelInfo, registry: TunerRegistry) {
     self.base = base
@@ -95,8 +95,8 @@ public final class PeftModel {
 
   /// The path under which the files of an adapter have a layer: peft wraps a layer that is adapted,
   /// and what is inside of it becomes part of its `base_layer`.
-  func filePath(_ place: Int, _ record: AdapterRecord) -> String {
-    guard let (owner, name) = enclosing[place], record.sites.contains(owner) else {
+  func filePath(_ place: Int, among sites: [Int]) -> String {
+    guard let (owner, name) = enclosing[place], sites.contains(owner) else {
       return hosts[place].path
     }
     return "\(hosts[owner].path).base_layer.\(name)"

@@ -60,8 +60,8 @@ public struct SuffixPatterns: Sendable, Equatable {
   /// - Throws: ``PEFTError`` when a key is not a valid expression.
   public func value(for name: String, configKey: String) throws(PEFTError) -> Double? {
     for entry in entries {
-      if Self.isLiteral(entry.key) {
-        if name == entry.key || name.hasSuffix("." + entry.key) { return entry.value }
+      if Self.isPlain(entry.key) {
+        if Self.matches(name, plain: entry.key) { return entry.value }
         continue
       }
       let pattern = try NamePattern("(.*\\.)?(\(entry.key))", key: configKey)
@@ -77,12 +77,23 @@ public struct SuffixPatterns: Sendable, Equatable {
         entries.map { ($0.key, Int(exactly: $0.value).map { .int($0) } ?? .double($0.value)) }))
   }
 
-  private static func isLiteral(_ key: String) -> Bool {
-    // A dot is a wildcard in a regular expression; between identifiers it can only match itself
-    // or a character that no module name has there, except in names like "a1b" for "a.b".
+  /// Whether a key has no more of a regular expression than dots, as most have: a whole name.
+  private static func isPlain(_ key: String) -> Bool {
     key.utf8.allSatisfy {
       ($0 | 0x20) >= UInt8(ascii: "a") && ($0 | 0x20) <= UInt8(ascii: "z")
         || $0 >= UInt8(ascii: "0") && $0 <= UInt8(ascii: "9") || $0 == UInt8(ascii: "_")
+        || $0 == UInt8(ascii: ".")
+    }
+  }
+
+  /// Whether the name or its end after a dot matches a plain key, in which a dot stands for any
+  /// character. Compiling an expression for every module and key would take seconds.
+  private static func matches(_ name: String, plain key: String) -> Bool {
+    let (name, key) = (Array(name.utf8), Array(key.utf8))
+    let start = name.count - key.count
+    guard start == 0 || start > 0 && name[start - 1] == UInt8(ascii: ".") else { return false }
+    return key.indices.allSatisfy {
+      key[$0] == UInt8(ascii: ".") || key[$0] == name[start + $0]
     }
   }
 }

@@ -9,7 +9,8 @@ public struct ModelWeights: Sendable {
   private let index: [String: Int]
 
   /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists; without
-  /// them `pytorch_model.bin`, or its shards.
+  /// them `pytorch_model.bin`, or its shards. A tensor of a shard that the index does not list
+  /// belongs to the weights too, as in transformers.
   ///
   /// - Throws: ``PEFTError`` when none is there, a shard is missing or malformed, or the index
   ///   and the shards disagree.
@@ -45,6 +46,7 @@ public struct ModelWeights: Sendable {
       throw PEFTError(.malformedFile, "has no object 'weight_map'", at: indexPath)
     }
     var files: [any TensorFile] = []
+    var paths: [String] = []
     var places: [String: Int] = [:]
     var index: [String: Int] = [:]
     for (name, value) in map.members {
@@ -53,12 +55,26 @@ public struct ModelWeights: Sendable {
       }
       if places[shard] == nil {
         places[shard] = files.count
-        files.append(try open(FileSystem.join(folder, shard)))
+        paths.append(FileSystem.join(folder, shard))
+        files.append(try open(paths.last!))
       }
       index[name] = places[shard]!
       if files[places[shard]!][name] == nil {
         throw PEFTError(
           .missingTensor, "the tensor '\(name)' is missing", at: FileSystem.join(folder, shard))
+      }
+    }
+    // The index decides between tensors of one name; without its word there must be only one.
+    let listed = Set(index.keys)
+    for (place, file) in files.enumerated() {
+      for name in file.names where !listed.contains(name) {
+        if let other = index[name] {
+          throw PEFTError(
+            .malformedFile,
+            "the tensor '\(name)' is in \(paths[other]) too, and the index does "
+              + "not say which counts", at: paths[place])
+        }
+        index[name] = place
       }
     }
     return (files, index)

@@ -99,11 +99,8 @@ public struct AdaptedModel {
   static func data(_ adapter: String) throws(PEFTError) -> DataConfiguration {
     guard FileSystem.exists(FileSystem.join(adapter, RunRecord.fileName)) else { return .init() }
     let settings = try RunRecord(folder: adapter).settings
-    let keys = [
-      "text_column", "text_pair_column", "label_column", "max_length", "problem_type",
-      "label_all_tokens", "doc_stride",
-    ]
-    var reader = SettingsReader(JSONObject(keys.map { ($0, settings[$0] ?? .null) }))
+    let lasting = DataConfiguration.lastingKeys.map { ($0, settings[$0] ?? .null) }
+    var reader = SettingsReader(JSONObject(lasting))
     return try DataConfiguration(&reader)
   }
 

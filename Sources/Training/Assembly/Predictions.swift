@@ -108,11 +108,15 @@ extension AdaptedModel {
     }
   }
 
-  private static func prediction(_ logits: [Float], _ labels: LabelSet) -> Prediction {
+  private static func softmax(_ logits: [Float]) -> [Double] {
     let largest = Double(logits.max() ?? 0)
     let weights = logits.map { exp(Double($0) - largest) }
     let sum = weights.reduce(0, +)
-    let probabilities = weights.map { $0 / sum }
+    return weights.map { $0 / sum }
+  }
+
+  private static func prediction(_ logits: [Float], _ labels: LabelSet) -> Prediction {
+    let probabilities = softmax(logits)
     let best = logits.indices.max { logits[$0] < logits[$1] } ?? 0
     return Prediction(
       label: labels.names[best], probability: probabilities[best], probabilities: probabilities)
@@ -191,11 +195,14 @@ extension AdaptedModel {
       let (start, end) = (logits[2 * span.lowerBound], logits[2 * span.upperBound + 1])
       guard start + end > highest else { continue }
       highest = start + end
-      let all = window.ids.indices
-      let probability =
-        exp(Double(start)) / all.reduce(0) { $0 + exp(Double(logits[2 * $1])) }
-        * exp(Double(end)) / all.reduce(0) { $0 + exp(Double(logits[2 * $1 + 1])) }
-      let text = tokenizer.decode(window.ids[span])
+      let tokens = span.lowerBound..<span.upperBound + 1
+      let shift = window.part.lowerBound - window.offset
+      let written = encoder.words(
+        of: tokens.lowerBound + shift..<tokens.upperBound + shift, in: context)
+      let text = written.map(String.init) ?? tokenizer.decode(Array(window.ids[tokens]))
+      let starts = Self.softmax(window.ids.indices.map { logits[2 * $0] })
+      let ends = Self.softmax(window.ids.indices.map { logits[2 * $0 + 1] })
+      let probability = starts[span.lowerBound] * ends[span.upperBound]
       best = Answer(text: text, probability: probability)
     }
     return best
@@ -222,7 +229,7 @@ public enum Judgement: Sendable, Equatable {
 
 /// A part of a context that answers a question.
 public struct Answer: Sendable, Equatable {
-  /// Its tokens as text.
+  /// The words of the context that its tokens belong to.
   public var text: String
   /// The probability of its first token times that of its last one.
   public var probability: Double

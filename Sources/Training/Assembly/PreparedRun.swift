@@ -88,7 +88,13 @@ public struct PreparedRun {
       targets = try model.targetReport(of: "default")
     } else {
       let config = try configuration.adapterConfig(registry: registry, task: task)
-      targets = try model.add("default", any: config, seed: UInt64(configuration.arguments.seed))
+      let calibration =
+        config.needsCalibration
+        ? train.calibration(
+          batches: configuration.initializationBatches, configuration.arguments, objective) : nil
+      targets = try model.add(
+        "default", any: config, seed: UInt64(configuration.arguments.seed),
+        calibration: calibration)
     }
     if train.truncatedCount > 0 {
       notices.append(

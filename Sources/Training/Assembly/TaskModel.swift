@@ -58,6 +58,18 @@ extension AdapterFolder {
     try AdaptedModel.data(path).problemType
   }
 
+  /// The files that a training run leaves beside an adapter and that say what its outputs mean: the
+  /// labels and the settings. Another form of the adapter needs them too.
+  package func trainingFiles() throws(PEFTError) -> [(name: String, text: String)] {
+    var files: [(name: String, text: String)] = []
+    for name in [LabelSet.fileName, RunRecord.fileName] {
+      let file = FileSystem.join(path, name)
+      guard FileSystem.exists(file) else { continue }
+      files.append((name, String(decoding: try FileSystem.read(file), as: UTF8.self)))
+    }
+    return files
+  }
+
   /// The names of the labels, if they were saved beside the adapter.
   package func labels() throws(PEFTError) -> LabelSet? {
     let file = FileSystem.join(path, LabelSet.fileName)

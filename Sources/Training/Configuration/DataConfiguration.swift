@@ -56,9 +56,12 @@ public struct DataConfiguration: Sendable, Equatable {
   /// Creates a description of no data.
   public init() {}
 
-  static let keys = [
-    "train_file", "validation_file", "test_file", "data_format", "text_column",
-    "text_pair_column", "label_column", "max_length", "labels", "problem_type",
+  static let keys =
+    ["train_file", "validation_file", "test_file", "data_format", "labels"] + lastingKeys
+
+  /// The settings that an adapter which was trained with them keeps for other data.
+  static let lastingKeys = [
+    "text_column", "text_pair_column", "label_column", "max_length", "problem_type",
     "label_all_tokens", "doc_stride",
   ]
 

@@ -24,6 +24,9 @@ public struct RunConfiguration: Sendable {
   /// `init_adapter`: a folder whose adapter is trained further; its config replaces
   /// ``methodSettings``.
   public var initialAdapter: String?
+  /// `initialization_batches`: how many of the first training batches an initialisation looks at that
+  /// begins from data, such as EVA.
+  public var initializationBatches = 32
   /// How to train.
   public var arguments: TrainingArguments
 
@@ -45,7 +48,7 @@ public struct RunConfiguration: Sendable {
     let methods = registry.methodNames
     let own = [
       "model", "model_name_or_path", "task_type", "precision", "random_weights", "model_config",
-      "method", "init_adapter",
+      "method", "init_adapter", "initialization_batches",
     ]
     let known = own + DataConfiguration.keys + TrainingArguments.keys + methods
     for key in known { _ = reader.value(key) }
@@ -72,6 +75,8 @@ public struct RunConfiguration: Sendable {
     randomWeights = try reader.bool("random_weights") ?? randomWeights
     modelConfig = try reader.object("model_config") ?? modelConfig
     initialAdapter = try reader.string("init_adapter")
+    initializationBatches =
+      try reader.int("initialization_batches", atLeast: 1) ?? initializationBatches
     try readMethod(&reader, methods)
   }
 
@@ -170,6 +175,7 @@ public struct RunConfiguration: Sendable {
     members += [
       ("method", .string(method)), (method, .object(methodSettings)),
       ("init_adapter", initialAdapter.map { .string($0) } ?? .null),
+      ("initialization_batches", .int(initializationBatches)),
     ]
     members += arguments.object.members.map { ($0.key, $0.value) }
     return JSONObject(members)

@@ -119,6 +119,60 @@ struct QuestionEncoder: ~Copyable {
     return before..<max(before, all.count - after)
   }
 
+  /// The part of a text that tokens stand for, widened to whole words, as it is written there;
+  /// decoded tokens may differ from it in case and spaces.
+  ///
+  /// - Returns: `nil` for a text without words.
+  mutating func words(of tokens: Range<Int>, in text: String) -> Substring? {
+    let words = Self.words(text)
+    if words.isEmpty { return nil }
+    let all = encoder.ids(of: text)
+    let next = bisect(words, \.lowerBound, in: text, all, reaching: tokens.lowerBound + 1)
+    let first = max(next - 1, 0)
+    let last = bisect(words, \.upperBound, in: text, all, reaching: tokens.upperBound)
+    return text[words[first].lowerBound..<words[max(first, min(last, words.count - 1))].upperBound]
+  }
+
+  /// The first word before whose start, or end, there are as many of the text's tokens.
+  private mutating func bisect(
+    _ words: [Range<String.Index>], _ end: KeyPath<Range<String.Index>, String.Index>,
+    in text: String, _ all: [Int32], reaching count: Int
+  ) -> Int {
+    var (low, high) = (0, words.count)
+    while low < high {
+      let middle = (low + high) / 2
+      let before = String(text[..<words[middle][keyPath: end]])
+      if Self.common(all, encoder.ids(of: before)) >= count {
+        high = middle
+      } else {
+        low = middle + 1
+      }
+    }
+    return low
+  }
+
+  /// Runs of letters and digits; any other character is a word of its own.
+  private static func words(_ text: String) -> [Range<String.Index>] {
+    var words: [Range<String.Index>] = []
+    var isOpen = false
+    for place in text.indices {
+      let character = text[place]
+      if character.isWhitespace {
+        isOpen = false
+        continue
+      }
+      let end = text.index(after: place)
+      let continues = character.isLetter || character.isNumber
+      if isOpen, continues {
+        words[words.count - 1] = words[words.count - 1].lowerBound..<end
+      } else {
+        words.append(place..<end)
+      }
+      isOpen = continues
+    }
+    return words
+  }
+
   private static func common(_ one: [Int32], _ other: [Int32]) -> Int {
     zip(one, other).prefix { $0 == $1 }.count
   }

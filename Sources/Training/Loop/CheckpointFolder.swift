@@ -27,12 +27,10 @@ struct CheckpointFolder {
   /// Removes what a kill in the middle of writing left behind.
   func removeLeftovers() throws(PEFTError) {
     guard FileSystem.isDirectory(output) else { return }
-    for name in try FileSystem.list(output) where name.hasPrefix(Self.prefix) {
-      let rest = name.dropFirst(Self.prefix.count)
-      guard let dot = rest.firstIndex(of: "."), Int(rest[..<dot]) != nil else { continue }
-      if rest[dot...].hasPrefix(".partial-") || rest[dot...].hasPrefix(".old-") {
-        FileSystem.removeTree(FileSystem.join(output, name))
-      }
+    for name in try FileSystem.list(output) {
+      guard let dot = name.firstIndex(of: "."), let step = Self.step(of: String(name[..<dot]))
+      else { continue }
+      FileSystem.removeLeftovers(of: path(step))
     }
   }
 

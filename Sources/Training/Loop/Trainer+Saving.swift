@@ -112,7 +112,8 @@ extension Trainer {
   func save(_ observe: (TrainingEvent) throws -> Void) throws {
     let path = checkpoints.path(state.step)
     try FileSystem.writeDirectory(path) { folder in
-      try self.writeAdapter(into: folder)
+      // A run goes on from the very values that it trains.
+      try self.writeAdapter(into: folder, form: .trained)
       try SafetensorsWriter.write(
         self.optimizer.items, to: FileSystem.join(folder, CheckpointFolder.optimizerName))
       try FileSystem.write(
@@ -125,13 +126,15 @@ extension Trainer {
     try observe(.saved(path: path))
   }
 
-  private func writeAdapter(into folder: String) throws(PEFTError) {
+  private func writeAdapter(
+    into folder: String, form: SavedForm = .automatic
+  ) throws(PEFTError) {
     // The adapter's config comes last: a folder without it is not taken for an adapter.
     if let labels = artifacts.labels {
       try FileSystem.write(
         FileSystem.join(folder, LabelSet.fileName), labels.json.text(.indented) + "\n")
     }
-    try model.write(into: folder, adapter: adapter, card: artifacts.card)
+    try model.write(into: folder, adapter: adapter, form: form, card: artifacts.card)
   }
 
   private func writeState(into folder: String, saving step: Int?) throws(PEFTError) {

@@ -46,12 +46,12 @@ public final class LoRAFA: Optimizer {
     var found: [Parameter.ID: Projection] = [:]
     var frozen: [Parameter] = []
     for name in model.activeAdapters {
-      for (path, layer) in try model.layers(of: name) {
-        guard let layer = layer as? any LowRankLayer else { continue }
-        do { found[layer.outputFactor.id] = try Projection(layer) } catch {
-          throw error.located(at: path)
+      for adapted in try model.adaptedLayers(of: name) {
+        guard let layer = adapted.layer as? any LowRankLayer else { continue }
+        do { found[layer.b.id] = try Projection(layer) } catch {
+          throw error.located(at: adapted.path)
         }
-        frozen.append(layer.inputFactor)
+        frozen.append(layer.a)
       }
     }
     if found.isEmpty {
@@ -128,10 +128,10 @@ public final class LoRAFA: Optimizer {
     private var version: Int
 
     init(_ layer: any LowRankLayer) throws(PEFTError) {
-      inputFactor = layer.inputFactor
-      scaling = layer.productScaling
+      inputFactor = layer.a
+      scaling = layer.scaling
       let rank = inputFactor.shape.first ?? 0
-      let output = layer.outputFactor.shape
+      let output = layer.b.shape
       guard output.count >= 2, output[1] == rank, output[2...].allSatisfy({ $0 == 1 }) else {
         throw PEFTError(
           .unsupported,

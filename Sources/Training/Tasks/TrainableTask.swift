@@ -76,16 +76,17 @@ extension TaskType {
   /// - Throws: ``PEFTError`` `unsupported` for a task that has no loss.
   func training() throws(PEFTError) -> any TrainableTask {
     if let own = behavior as? any TrainableTask { return own }
-    switch name {
-    case "SEQ_CLS": return SequenceClassificationTask()
-    case "TOKEN_CLS": return TokenClassificationTask()
-    case "QUESTION_ANS": return QuestionAnsweringTask()
-    case "CAUSAL_LM": return CausalLMTask()
-    case "SEQ_2_SEQ_LM": return Seq2SeqTask()
+    switch self {
+    case .sequenceClassification: return SequenceClassificationTask()
+    case .tokenClassification: return TokenClassificationTask()
+    case .questionAnswering: return QuestionAnsweringTask()
+    case .causalLM: return CausalLMTask()
+    case .seq2SeqLM: return Seq2SeqTask()
     default:
       throw PEFTError(
         .unsupported, "the task \(name) has no loss: it cannot be trained or evaluated",
-        remedy: "Use another task, such as SEQ_CLS, TOKEN_CLS, QUESTION_ANS or CAUSAL_LM.")
+        remedy: "Use another task, such as SEQ_CLS, TOKEN_CLS, QUESTION_ANS or CAUSAL_LM; "
+          + "'peft forward' gives hidden states.")
     }
   }
 
@@ -109,7 +110,9 @@ struct SequenceClassificationTask: TrainableTask {
   func makeObjective(
     _ model: any TransformerModel, _ context: TaskContext
   ) throws(PEFTError) -> any Objective {
-    guard let model = model as? any SequenceClassifier else { throw missing(model, "SEQ_CLS") }
+    guard let model = model as? any SequenceClassifier else {
+      throw missing(model, .sequenceClassification)
+    }
     switch context.problem {
     case .singleLabel: return ClassificationObjective(model)
     case .multiLabel: return MultiLabelObjective(model)
@@ -136,7 +139,9 @@ struct TokenClassificationTask: TrainableTask {
   func makeObjective(
     _ model: any TransformerModel, _ context: TaskContext
   ) throws(PEFTError) -> any Objective {
-    guard let model = model as? any TokenClassifier else { throw missing(model, "TOKEN_CLS") }
+    guard let model = model as? any TokenClassifier else {
+      throw missing(model, .tokenClassification)
+    }
     return TokenClassificationObjective(model, labels: context.labels)
   }
 
@@ -168,7 +173,9 @@ struct QuestionAnsweringTask: TrainableTask {
   func makeObjective(
     _ model: any TransformerModel, _ context: TaskContext
   ) throws(PEFTError) -> any Objective {
-    guard let model = model as? any QuestionAnswerer else { throw missing(model, "QUESTION_ANS") }
+    guard let model = model as? any QuestionAnswerer else {
+      throw missing(model, .questionAnswering)
+    }
     return QuestionAnsweringObjective(model)
   }
 
@@ -191,7 +198,7 @@ struct CausalLMTask: TrainableTask {
   func makeObjective(
     _ model: any TransformerModel, _ context: TaskContext
   ) throws(PEFTError) -> any Objective {
-    guard let model = model as? any CausalLanguageModel else { throw missing(model, "CAUSAL_LM") }
+    guard let model = model as? any CausalLanguageModel else { throw missing(model, .causalLM) }
     return LanguageModelObjective(model)
   }
 
@@ -218,7 +225,7 @@ struct Seq2SeqTask: TrainableTask {
   func makeObjective(
     _ model: any TransformerModel, _ context: TaskContext
   ) throws(PEFTError) -> any Objective {
-    throw missing(model, "SEQ_2_SEQ_LM")
+    throw missing(model, .seq2SeqLM)
   }
 
   func dataset(_ source: DataSource, _ builder: DatasetBuilder) throws(PEFTError) -> Dataset {
@@ -228,6 +235,6 @@ struct Seq2SeqTask: TrainableTask {
 }
 
 /// The error for a model without a task's head.
-private func missing(_ model: any TransformerModel, _ task: String) -> PEFTError {
-  PEFTError(.unsupported, "\(model.typeName) has no head for the task \(task)")
+private func missing(_ model: any TransformerModel, _ task: TaskType) -> PEFTError {
+  PEFTError(.unsupported, "\(model.typeName) has no head for the task \(task.name)")
 }

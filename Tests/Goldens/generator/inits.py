@@ -26,7 +26,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from .toys import Toy, compact, describe, fill, numbers, save
+from .toys import Toy, compact, describe, fill, numbers, save, train
 
 FOLDER = Path("inits")
 
@@ -148,6 +148,12 @@ class InitCase:
         }
 
     def convert(self, model: PeftModel, record: dict) -> None:
+        # Ten steps from the initial adapter, which a copy of the model takes.
+        student = copy.deepcopy(model)
+        target = numbers(self.seed + 70, 3, self.outputs)
+        save(self.given | {"target": target}, self.folder / "input.safetensors")
+        trained = [p for _, p in student.named_parameters() if p.requires_grad]
+        record["losses"] = train(trained, lambda: student(x=self.given["x"]), target)
         init = self.lora["init_lora_weights"]
         config = model.peft_config["default"]
         # As peft's guide has it: the initial adapter says that its initialisation is plain.

@@ -1,0 +1,89 @@
+import PEFTSupport
+import Tensors
+
+/// In which form an adapter is saved.
+public enum SavedForm: Sendable {
+  /// The plain form where peft could not put the trained form on a model from its files alone, as
+  /// with values that came from data; the trained form otherwise.
+  case automatic
+  /// As it is trained. What its changes are measured from is saved beside it, in
+  /// ``AdapterFolder/referencesName``.
+  case trained
+  /// As an adapter that refers to nothing but the untouched base model: PiSSA and the like become
+  /// LoRA of twice the rank.
+  case plain
+}
+
+extension PeftModel {
+  /// The tensors of an adapter's plain form, under the keys of its files.
+  ///
+  /// - Throws: ``PEFTError`` when the adapter is unknown or has no plain form.
+  public func plainState(of adapter: String) throws(PEFTError) -> TensorTable {
+    // What is not a layer's, heads and the like, is saved as it is.
+    let record = try record(adapter)
+    var replaced: [Int: [(key: String, tensor: Tensor)]] = [:]
+    var own: [String: Int] = [:]
+    for place in record.sites {
+      let (path, host) = hosts[place]
+      guard let layer = (host.adapters as? AdapterStack)?.layer(adapter) else { continue }
+      let file = filePath(place, among: record.sites)
+      for parameter in layer.parameters { own[parameter.keys(at: file)[0]] = place }
+      do {
+        replaced[place] = try layer.plainTensors().map { (Self.key($0.suffix, at: file), $0.value) }
+      } catch { throw error.located(at: path) }
+    }
+    var result: [(key: String, tensor: Tensor)] = []
+    for tensor in try tensors(of: adapter) where tensor.isStored {
+      if let place = own[tensor.key] {
+        result += replaced.removeValue(forKey: place) ?? []
+      } else {
+        result.append((tensor.key, tensor.parameter.value))
+      }
+    }
+    return try TensorTable(result, path: "the plain state of '\(adapter)'")
+  }
+
+  /// What the changes of an adapter are measured from, under the keys of its files; `nil` where they
+  /// are measured from nothing.
+  func referenceState(of adapter: String) throws(PEFTError) -> TensorTable? {
+    let record = try record(adapter)
+    var result: [(key: String, tensor: Tensor)] = []
+    for place in record.sites.sorted() {
+      let layer = (hosts[place].host.adapters as? AdapterStack)?.layer(adapter)
+      let file = filePath(place, among: record.sites)
+      for (suffix, value) in layer?.referenceTensors ?? [] {
+        result.append((Self.key(suffix, at: file), value))
+      }
+    }
+    return result.isEmpty
+      ? nil : try TensorTable(result, path: "the initial values of '\(adapter)'")
+  }
+
+  /// The tensors of a file by the path of the layer and the suffix of the parameter.
+  func initialValues(
+    at sites: [Int], in file: (any TensorFile)?
+  ) throws(PEFTError) -> [String: [String: Tensor]] {
+    guard let file else { return [:] }
+    var result: [String: [String: Tensor]] = [:]
+    var paths: [String: String] = [:]
+    for place in sites { paths[filePath(place, among: sites)] = hosts[place].path }
+    for key in file.names where key.hasPrefix(Self.filePrefix) {
+      let short = key.dropFirst(Self.filePrefix.count)
+      // The longest path that the key begins with, and what follows it.
+      var end = short.lastIndex(of: ".")
+      while let dot = end {
+        if let path = paths[String(short[..<dot])] {
+          result[path, default: [:]][String(short[short.index(after: dot)...])] =
+            try file.tensor(key)
+          break
+        }
+        end = short[..<dot].lastIndex(of: ".")
+      }
+    }
+    return result
+  }
+
+  private static func key(_ suffix: String, at path: String) -> String {
+    "\(filePrefix)\(path).\(suffix)"
+  }
+}

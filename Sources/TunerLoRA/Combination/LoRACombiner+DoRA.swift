@@ -1,0 +1,103 @@
+import BLASKernels
+import PEFTCore
+import PEFTSupport
+import Tensors
+
+extension LoRACombiner {
+  /// Combines changes of which some have magnitudes.
+  ///
+  /// A DoRA adapter's change is cᵢ∘(W + sᵢBᵢAᵢ) − W with a factor cᵢ = mᵢ/‖W + sᵢBᵢAᵢ‖ for each row;
+  /// a plain one's is that with cᵢ = 1. With D = 1 + Σ wᵢ(cᵢ − 1),
+  ///
+  /// W + Σ wᵢΔWᵢ = D∘(W + Σ wᵢsᵢ(cᵢ/D)∘BᵢAᵢ),
+  ///
+  /// which is a DoRA adapter with magnitude D∘‖W + B'A'‖.
+  func decomposedChange(
+    _ parts: [CombinationPart], magnitudes: [Tensor?], at path: String, _ like: LoRAPart,
+    rank: Int
+  ) throws(PEFTError) -> (FactoredChange, Tensor) {
+    guard let base else {
+      throw PEFTError(
+        .invalidConfiguration, "combining DoRA adapters needs the weights of the base model",
+        at: path, remedy: "Give the base model, or combine on a loaded model.")
+    }
+    let weight = try base(
+      path, outputs: like.factors.outputs, inputs: like.factors.inputs,
+      isEmbedding: like.isEmbedding)
+    if !isExact {
+      // peft leaves the magnitude as it is in a new adapter.
+      return (
+        try combination.combine(parts, at: path, rank: rank),
+        Tensor(shape: magnitudeShape(like), scalars: norms(weight).map { Float($0) })
+      )
+    }
+    guard [.linear, .cat, .svd].contains(combination.kind) else {
+      throw PEFTError(
+        .unsupported,
+        "combination_type \(combination.kind.rawValue) is not defined for DoRA adapters", at: path,
+        remedy: "Use linear, cat or svd.")
+    }
+    if makesBias {
+      throw PEFTError(
+        .unsupported, "DoRA adapters with lora_bias cannot be combined", at: path)
+    }
+    var factors: [[Double]] = []
+    for (part, magnitude) in zip(parts, magnitudes) {
+      guard let magnitude else {
+        factors.append([Double](repeating: 1, count: weight.rows))
+        continue
+      }
+      guard magnitude.count == weight.rows else {
+        throw PEFTError(
+          .shapeMismatch,
+          "lora_magnitude_vector has shape \(magnitude.shape), \(weight.rows) "
+            + "elements were expected", at: path)
+      }
+      let changed = weight + part.factors.product(scale: part.scaling)
+      factors.append(zip(magnitude.scalars, norms(changed)).map { Double($0) / $1 })
+    }
+    let total = (0..<weight.rows).map { row in
+      zip(parts, factors).reduce(1) { $0 + $1.0.weight * ($1.1[row] - 1) }
+    }
+    if let row = total.firstIndex(where: { !($0.magnitude > 1e-6) }) {
+      throw PEFTError(
+        .numericalFailure,
+        "the weights of the DoRA adapters cancel row \(row) of the base's weight", at: path,
+        remedy: "Change the weights of the combination.")
+    }
+    var scaled: [CombinationPart] = []
+    for (part, factor) in zip(parts, factors) {
+      let rows = zip(factor, total).map { Float($0 / $1) }
+      scaled.append(
+        CombinationPart(
+          adapter: part.adapter,
+          factors: try FactoredChange(a: part.factors.a, b: scalingRows(part.factors.b, rows)),
+          scaling: part.scaling, weight: part.weight))
+    }
+    let combined = try combination.combine(scaled, at: path, rank: rank)
+    let lengths = norms(weight + combined.product())
+    return (
+      combined,
+      Tensor(shape: magnitudeShape(like), scalars: zip(total, lengths).map { Float($0 * $1) })
+    )
+  }
+
+  /// As peft stores magnitudes: a vector, with dimensions of 1 around it for a convolution.
+  private func magnitudeShape(_ like: LoRAPart) -> [Int] {
+    let outputs = like.factors.outputs
+    return like.a.shape.count == 2
+      ? [outputs] : [1, outputs] + [Int](repeating: 1, count: like.a.shape.count - 2)
+  }
+
+  /// Lengths of rows.
+  private func norms(_ matrix: Tensor) -> [Double] {
+    (0..<matrix.rows).map {
+      VectorMath.sumOfSquares(matrix.rowRange($0..<$0 + 1).slice).squareRoot()
+    }
+  }
+
+  private func scalingRows(_ matrix: Tensor, _ factors: [Float]) -> Tensor {
+    matrix.transposed().scalingColumns(by: Tensor(shape: [factors.count], scalars: factors))
+      .transposed()
+  }
+}
