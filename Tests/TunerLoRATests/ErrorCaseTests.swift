@@ -266,18 +266,20 @@ struct ErrorCaseTests {
     try refuses(
       "Can't find 'adapter_config.json' at '\(folder("empty"))'", .fileNotFound, isPefts: false
     ) { try peft.load(folder("empty"), as: "again") }
-    for (text, message) in [
-      ("{}", "the key 'peft_type' is missing"),
-      (#"{"peft_type": "NONSENSE"}"#, "no registered tuner handles peft_type 'NONSENSE'"),
+    for (text, message, code) in [
+      ("{}", "the key 'peft_type' is missing", PEFTError.Code.invalidConfiguration),
+      (
+        #"{"peft_type": "NONSENSE"}"#, "no registered tuner handles peft_type 'NONSENSE'",
+        .unsupported
+      ),
       (
         #"{"peft_type": "LORA", "r": 0}"#,
-        "`r` should be a positive integer value but the value "
-          + "passed is 0"
+        "`r` should be a positive integer value but the value passed is 0", .invalidConfiguration
       ),
     ] {
       let path = folder("good/adapter_config.json")
       try FileSystem.write(path, text)
-      try refuses(message, .invalidConfiguration, at: path, isPefts: false, load)
+      try refuses(message, code, at: path, isPefts: false, load)
     }
   }
 }
