@@ -4,11 +4,14 @@
 For all-MiniLM-L6-v2 (a classifier with 77 labels) and stories260k (a causal language model):
 adapters made by peft give the same logits, losses and gradients in the tool; ten steps of
 `peft train` give torch's losses; the adapter that the tool saves loads in peft and gives the same
-logits. Also the models themselves, against the reference.json beside them. Then every setting of
+logits. So does what `peft combine` makes of two adapters (roundtrip_combine.py). Also the models
+themselves, against the reference.json beside them. Then every setting of
 LoRA that the tool takes, one by one on the goldens' models (roundtrip_fields.py): peft's adapter in
 the tool, active and merged, and the tool's in peft; what the tool refuses must be refused by name,
-and is shown so. Then every initialisation (roundtrip_inits.py), every task type (roundtrip_tasks.py), and EDoRA and LoRA-XS adapters of the
-tool that `peft convert` turns into what peft can load (roundtrip_methods.py).
+and is shown so. Then every initialisation (roundtrip_inits.py), every task type
+(roundtrip_tasks.py), and EDoRA and LoRA-XS adapters of the tool that `peft convert` turns into what
+peft can load (roundtrip_methods.py). With `--layer-runner`, every layer type by itself
+(roundtrip_layers.py).
 
     python scripts/roundtrip.py --peft-binary .build/release/peft --data ../shared/data
 
@@ -42,8 +45,10 @@ from tokenizers import Tokenizer  # noqa: E402
 from transformers import AutoModel, AutoModelForCausalLM  # noqa: E402
 from transformers import AutoModelForSequenceClassification  # noqa: E402
 
+import roundtrip_combine  # noqa: E402
 import roundtrip_fields  # noqa: E402
 import roundtrip_inits  # noqa: E402
+import roundtrip_layers  # noqa: E402
 import roundtrip_tasks  # noqa: E402
 from roundtrip_support import (  # noqa: E402
     Report,
@@ -337,6 +342,14 @@ def check_gradients(subject: Subject, adapter: Path, data, tool: Tool, report: R
     report.add(subject.name, f"gradients of {len(errors)} tensors, the worst", error, GRADIENTS)
 
 
+def check_combinations(subject: Subject, adapters, data, tool: Tool, report: Report) -> None:
+    def make(settings: dict, name: str, seed: int) -> Path:
+        return make_adapter(subject, settings, tool.folder / subject.name / name, seed)
+
+    inputs = padded(examples(subject, data, 8))
+    roundtrip_combine.check(subject, adapters, make, inputs, tool, report)
+
+
 def check_training(subject: Subject, start: Path, data: Path, tool: Tool, report: Report) -> None:
     """Ten steps of AdamW from the same adapter, on the same batches, in the same order."""
     rows = examples(subject, data, STEPS * BATCH)
@@ -425,6 +438,7 @@ def check_saved(subject, data, tool: Tool, report: Report, saved: Path, trained)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peft-binary", type=Path, required=True)
+    parser.add_argument("--layer-runner", type=Path, help="the binary of that name: single layers")
     parser.add_argument("--data", type=Path, default=os.environ.get("PEFT_TEST_DATA"))
     names = "minilm,stories260k,minilm-dora,stories260k-dora,methods,inits,fields,tasks"
     parser.add_argument("--models", default=names, help="comma-separated")
@@ -457,6 +471,8 @@ def main() -> None:
                 lambda: check_gradients(subject, adapters[0], data, tool, report),
                 lambda: check_training(subject, adapters[0], data, tool, report),
             ]
+            if subject.method == "lora":
+                checks.append(lambda: check_combinations(subject, adapters, data, tool, report))
             for check in checks:
                 try:
                     check()
@@ -487,6 +503,8 @@ def main() -> None:
             roundtrip_fields.check_rows(tool, report)
         if "tasks" in options.models.split(","):
             roundtrip_tasks.check(tool, report)
+        if options.layer_runner:
+            roundtrip_layers.check_layers(options.layer_runner.resolve(), folder.resolve(), report)
     report.print()
     if not report.rows:
         sys.exit("nothing was checked")

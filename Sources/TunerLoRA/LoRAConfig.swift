@@ -26,6 +26,11 @@ public struct LoRAConfig: TunerConfig, Equatable {
   public var detachesNorm = true
   /// Whether B has a bias, `lora_bias`; merging needs a base layer with one.
   public var usesLoRABias = false
+  /// Which of the equal parts of a fused projection's output are adapted, loralib's `enable_lora`:
+  /// `[true, false, true]` for the queries and values of a packed attention. Empty, the default,
+  /// is ordinary LoRA. peft does not know the key; ``PEFTCore/PeftModel/expandParts(of:as:)``
+  /// makes an adapter that it reads.
+  public var enabledParts: [Bool] = []
   /// Modules that are trained and saved in full.
   public var modulesToSave: [String]
   /// How A and B begin.
@@ -65,7 +70,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
       "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha",
       "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
       "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "bias", "fan_in_fan_out",
-      "lora_bias", "use_dora",
+      "lora_bias", "use_dora", "enable_lora",
     ] + Initialization.keys
 
   /// Reads the members of a config file.
@@ -88,6 +93,10 @@ public struct LoRAConfig: TunerConfig, Equatable {
     usesDoRA = try reader.bool("use_dora") ?? false
     detachesNorm = try reader.bool("dora_detach_norm") ?? true
     usesLoRABias = try reader.bool("lora_bias") ?? false
+    // peft of old wrote the key with null; it is then kept as any other.
+    if object["enable_lora"]?.isNull == false {
+      enabledParts = try Self.readParts(reader.value("enable_lora"))
+    }
     modulesToSave = try reader.strings("modules_to_save") ?? []
     initialization = try Initialization(&reader)
     // A layer finds its own orientation; the key only says how GPT-2 stores its weights.
@@ -109,6 +118,9 @@ public struct LoRAConfig: TunerConfig, Equatable {
       ("lora_dropout", .double(dropout)),
     ]
     members += targets.members
+    if !enabledParts.isEmpty {
+      members.append(("enable_lora", .array(enabledParts.map { .bool($0) })))
+    }
     members += [
       ("rank_pattern", rankPattern.json), ("alpha_pattern", alphaPattern.json),
       ("use_rslora", .bool(usesRSLoRA)), ("use_dora", .bool(usesDoRA)),
@@ -160,6 +172,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
         "'lora_dropout' is \(dropout), a number from 0 to below 1 was "
           + "expected")
     }
+    try validateParts()
     if !alpha.isFinite {
       throw PEFTError(
         .invalidConfiguration, "'lora_alpha' is \(alpha), a finite number was expected")

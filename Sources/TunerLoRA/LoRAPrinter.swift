@@ -21,11 +21,7 @@ struct LoRAPrinter {
         ("base_layer", base),
         (
           "lora_dropout",
-          modules {
-            $0.dropout.probability > 0
-              ? PrintedModule("Dropout", attributes: $0.dropout.attributes)
-              : PrintedModule("Identity")
-          }
+          modules { Self.dropout($0.dropout) }
         ),
         ("lora_A", isEmbedding ? PrintedModule("ModuleDict") : modules { Self.a($0, base) }),
         ("lora_B", isEmbedding ? PrintedModule("ModuleDict") : modules(Self.b)),
@@ -66,7 +62,14 @@ struct LoRAPrinter {
       "Conv\(settings.kernel.count)d", attributes: plain.attributes(bias: layer.bias != nil))
   }
 
-  private static func linear(_ inputs: Int, _ outputs: Int, hasBias: Bool) -> PrintedModule {
+  /// A dropout site.
+  static func dropout(_ site: Dropout) -> PrintedModule {
+    site.probability > 0
+      ? PrintedModule("Dropout", attributes: site.attributes) : PrintedModule("Identity")
+  }
+
+  /// A linear layer.
+  static func linear(_ inputs: Int, _ outputs: Int, hasBias: Bool) -> PrintedModule {
     PrintedModule(
       "Linear",
       attributes: "in_features=\(inputs), out_features=\(outputs), bias="

@@ -11,7 +11,7 @@ public enum LoRATuner: Tuner {
   /// The class name that peft prints around the base model.
   public static let modelTypeName = "LoraModel"
   /// What makes layers, in order; the first that returns one wins.
-  public static let dispatchers: [any Dispatcher] = [LoRADispatcher()]
+  public static let dispatchers: [any Dispatcher] = [FusedDispatcher(), LoRADispatcher()]
 
   /// Whether `peft_type` is LORA and the update is not weight-decomposed.
   public static func accepts(_ config: JSONObject) -> Bool {
