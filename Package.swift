@@ -84,7 +84,7 @@ let package = Package(
     + module("NN", ["Tensors"])
     // Adapters.
     + module("PEFTCore", ["NN"])
-    + module("TunerLoRA", ["PEFTCore"], testing: ["Models"])
+    + module("TunerLoRA", ["PEFTCore"], testing: ["Models", "LayerTestSupport"])
     + module("TunerDoRA", ["TunerLoRA", "PEFTCore"], testing: ["Models", "LayerTestSupport"])
     + module(
       "TunerEDoRA", ["TunerDoRA", "TunerLoRA", "PEFTCore"],
@@ -104,6 +104,10 @@ let package = Package(
           .product(name: "ArgumentParser", package: "swift-argument-parser"),
         ],
         swiftSettings: swiftSettings),
+      // What the live round trip runs beside the tool.
+      .executableTarget(
+        name: "layer-runner", dependencies: ["PEFT", "LayerTestSupport"],
+        path: "Tests/LayerRunner", swiftSettings: swiftSettings),
       .testTarget(
         name: "PEFTCommandTests", dependencies: ["PEFTCommand", "TestSupport"],
         swiftSettings: swiftSettings),

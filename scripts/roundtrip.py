@@ -4,11 +4,14 @@
 For all-MiniLM-L6-v2 (a classifier with 77 labels) and stories260k (a causal language model):
 adapters made by peft give the same logits, losses and gradients in the tool; ten steps of
 `peft train` give torch's losses; the adapter that the tool saves loads in peft and gives the same
-logits. Also the models themselves, against the reference.json beside them. Then every setting of
+logits. So does what `peft combine` makes of two adapters (roundtrip_combine.py). Also the models
+themselves, against the reference.json beside them. Then every setting of
 LoRA that the tool takes, one by one on the goldens' models (roundtrip_fields.py): peft's adapter in
 the tool, active and merged, and the tool's in peft; what the tool refuses must be refused by name,
-and is shown so. Then every task type (roundtrip_tasks.py), and EDoRA and LoRA-XS adapters of the
-tool that `peft convert` turns into what peft can load (roundtrip_methods.py).
+and is shown so. Then every initialisation (roundtrip_inits.py), every task type
+(roundtrip_tasks.py), and EDoRA and LoRA-XS adapters of the tool that `peft convert` turns into what
+peft can load (roundtrip_methods.py). With `--layer-runner`, every layer type by itself
+(roundtrip_layers.py).
 
     python scripts/roundtrip.py --peft-binary .build/release/peft --data ../shared/data
 
@@ -42,9 +45,20 @@ from tokenizers import Tokenizer  # noqa: E402
 from transformers import AutoModel, AutoModelForCausalLM  # noqa: E402
 from transformers import AutoModelForSequenceClassification  # noqa: E402
 
+import roundtrip_combine  # noqa: E402
 import roundtrip_fields  # noqa: E402
+import roundtrip_inits  # noqa: E402
+import roundtrip_layers  # noqa: E402
 import roundtrip_tasks  # noqa: E402
-from roundtrip_support import Report, Tool, ToolFailure, relative, visible  # noqa: E402
+from roundtrip_support import (  # noqa: E402
+    Report,
+    Tool,
+    ToolFailure,
+    check_keys,
+    check_loading,
+    relative,
+    visible,
+)
 
 LOGITS, GRADIENTS, LOSSES = 1e-5, 1e-4, 1e-4  # relative to the largest value of the reference
 STEPS, BATCH = 10, 4
@@ -328,13 +342,12 @@ def check_gradients(subject: Subject, adapter: Path, data, tool: Tool, report: R
     report.add(subject.name, f"gradients of {len(errors)} tensors, the worst", error, GRADIENTS)
 
 
-def check_keys(name: str, what: str, found: set[str], wanted: set[str], report: Report) -> None:
-    missing, unexpected = wanted - found, found - wanted
-    for label, keys in (("missing", missing), ("unexpected", unexpected)):
-        if keys:
-            print(f"{name}: {what}: {label}: {', '.join(sorted(keys))}", file=sys.stderr)
-    text = f"{len(missing)} missing, {len(unexpected)} unexpected"
-    report.add_fact(name, f"keys of {what}", text, not missing and not unexpected)
+def check_combinations(subject: Subject, adapters, data, tool: Tool, report: Report) -> None:
+    def make(settings: dict, name: str, seed: int) -> Path:
+        return make_adapter(subject, settings, tool.folder / subject.name / name, seed)
+
+    inputs = padded(examples(subject, data, 8))
+    roundtrip_combine.check(subject, adapters, make, inputs, tool, report)
 
 
 def check_training(subject: Subject, start: Path, data: Path, tool: Tool, report: Report) -> None:
@@ -403,17 +416,7 @@ def check_saved(subject, data, tool: Tool, report: Report, saved: Path, trained)
     same = all(getattr(config, field) == getattr(expected, field) for field in fields)
     report.add_fact(subject.name, "saved configuration", "same" if same else "differs", same)
 
-    fresh = get_peft_model(subject.base(), config)
-    wanted = set(get_peft_model_state_dict(fresh, save_embedding_layers=False))
-    weights = load_file(saved / "adapter_model.safetensors")
-    check_keys(subject.name, "the saved adapter", set(weights), wanted, report)
-    result = set_peft_model_state_dict(fresh, weights)
-    # peft counts the base's own tensors as missing; what concerns it are the adapter's.
-    own = [key for key in result.missing_keys if ".default." in key]
-    text = f"{len(own)} missing, {len(result.unexpected_keys)} unexpected"
-    report.add_fact(
-        subject.name, "loading it in peft", text, not own and not result.unexpected_keys
-    )
+    check_loading(subject, "the saved adapter", saved, report)
 
     inputs = padded(examples(subject, data, 8))
     with torch.no_grad():
@@ -435,8 +438,9 @@ def check_saved(subject, data, tool: Tool, report: Report, saved: Path, trained)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peft-binary", type=Path, required=True)
+    parser.add_argument("--layer-runner", type=Path, help="the binary of that name: single layers")
     parser.add_argument("--data", type=Path, default=os.environ.get("PEFT_TEST_DATA"))
-    names = "minilm,stories260k,minilm-dora,stories260k-dora,methods,fields,tasks"
+    names = "minilm,stories260k,minilm-dora,stories260k-dora,methods,inits,fields,tasks"
     parser.add_argument("--models", default=names, help="comma-separated")
     parser.add_argument("--fields", default="", help="only settings with this in their name")
     parser.add_argument("--threads", type=int, default=2)
@@ -467,6 +471,8 @@ def main() -> None:
                 lambda: check_gradients(subject, adapters[0], data, tool, report),
                 lambda: check_training(subject, adapters[0], data, tool, report),
             ]
+            if subject.method == "lora":
+                checks.append(lambda: check_combinations(subject, adapters, data, tool, report))
             for check in checks:
                 try:
                     check()
@@ -485,6 +491,10 @@ def main() -> None:
                     ]
                     inputs = roundtrip_methods.padded(examples(subject, data, 8))
                     roundtrip_methods.check_order(subject, pair, inputs, tool, report)
+        if "inits" in options.models.split(","):
+            for subject in (one for one in subjects(data) if one.method == "lora"):
+                rows = examples(subject, data, 12)
+                roundtrip_inits.check(subject, rows, padded(rows[:8]), tool, report)
         if "fields" in options.models.split(","):
             for case in roundtrip_fields.cases():
                 if options.fields in case.name:
@@ -493,6 +503,8 @@ def main() -> None:
             roundtrip_fields.check_rows(tool, report)
         if "tasks" in options.models.split(","):
             roundtrip_tasks.check(tool, report)
+        if options.layer_runner:
+            roundtrip_layers.check_layers(options.layer_runner.resolve(), folder.resolve(), report)
     report.print()
     if not report.rows:
         sys.exit("nothing was checked")

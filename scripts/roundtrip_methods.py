@@ -24,9 +24,11 @@ def relative(found: torch.Tensor, reference: torch.Tensor) -> float:
     return ((found - reference).abs().max() / reference.abs().max()).item()
 
 
-def train(subject, rows: list[dict], tool, method: str, settings: dict) -> Path:
+def train(
+    subject, rows: list[dict], tool, method: str, settings: dict, name: str = "", **options
+) -> Path:
     """A few steps of the tool with large rates, so that R and the magnitude move."""
-    folder = tool.folder / subject.name / method
+    folder = tool.folder / subject.name / (name or method)
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -44,6 +46,7 @@ def train(subject, rows: list[dict], tool, method: str, settings: dict) -> Path:
         "learning_rate": 0.05,
         "seed": 0,
         "save_strategy": "no",
+        **options,
     }
     if subject.is_classifier:
         run["labels"] = [f"LABEL_{i}" for i in range(77)]

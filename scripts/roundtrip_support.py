@@ -2,9 +2,16 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
+from peft import (
+    LoraConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file, save_file
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -80,3 +87,27 @@ class Tool:
 def visible(output: torch.Tensor, inputs: dict) -> torch.Tensor:
     """Without the rows of padding tokens, which mean nothing."""
     return output[inputs["attention_mask"].bool()] if output.dim() == 3 else output
+
+
+def check_keys(name: str, what: str, found: set[str], wanted: set[str], report: Report) -> None:
+    missing, unexpected = wanted - found, found - wanted
+    for label, keys in (("missing", missing), ("unexpected", unexpected)):
+        if keys:
+            print(f"{name}: {what}: {label}: {', '.join(sorted(keys))}", file=sys.stderr)
+    text = f"{len(missing)} missing, {len(unexpected)} unexpected"
+    report.add_fact(name, f"keys of {what}", text, not missing and not unexpected)
+
+
+def check_loading(subject, what: str, folder: Path, report: Report) -> None:
+    """Whether peft finds all tensors of an adapter's folder, and no others."""
+    fresh = get_peft_model(subject.base(), LoraConfig.from_pretrained(str(folder)))
+    wanted = set(get_peft_model_state_dict(fresh, save_embedding_layers=False))
+    weights = load_file(folder / "adapter_model.safetensors")
+    check_keys(subject.name, what, set(weights), wanted, report)
+    result = set_peft_model_state_dict(fresh, weights)
+    # peft counts the base's own tensors as missing; what concerns it are the adapter's.
+    own = [key for key in result.missing_keys if ".default." in key]
+    text = f"{len(own)} missing, {len(result.unexpected_keys)} unexpected"
+    report.add_fact(
+        subject.name, f"loading {what} in peft", text, not own and not result.unexpected_keys
+    )

@@ -90,8 +90,11 @@ def make_base(case: Case, folder: Path) -> Path:
     folder.mkdir(parents=True)
     source = GOLDENS / case.model / "model"
     shutil.copy(source / "model.safetensors", folder)
-    settings = {**case.config, **NO_DROPOUT[case.model]}
-    transformers.AutoConfig.from_pretrained(source, **settings).save_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(source, **case.config)
+    # Not all of them are fields of the configuration's class, and others are not read.
+    for key, value in NO_DROPOUT[case.model].items():
+        setattr(config, key, value)
+    config.save_pretrained(folder)
     return folder
 
 

@@ -54,7 +54,7 @@ public enum LowRank {
     let runs = work < workOfThread ? runs : balanced(runs)
     let widest = runs.map { $0.rows.count * $0.rank }.max() ?? 0
     // What a thread needs: x·Aᵀ of one run, and the scratch of a product.
-    let needsProducts = runs.contains { $0.rows.count >= rowLimit }
+    let needsProducts = runs.contains { $0.rows.count >= rowLimit($0.rank) }
     let scratchSize = widest + (needsProducts ? Int(PK_GEMM_SCRATCH) : 0)
     let threads = min(Parallel.threadCount, runs.count, max(1, work / workOfThread))
     withScratch(max(scratchSize, 1) * threads) { scratch in
@@ -91,15 +91,18 @@ public enum LowRank {
     }
   }
 
-  /// From so many rows on a blocked product is faster than row by row (measured).
-  private static let rowLimit = 4
+  /// From so many rows on blocked products are faster than row by row (measured): AVX-512 has a
+  /// kernel of its own for rows of rank 8.
+  private static func rowLimit(_ rank: Int) -> Int {
+    rank == 8 && InstructionSet.current == .avx512 ? 17 : 4
+  }
 
   private static func add(
     _ run: LowRankRun, _ x: UnsafePointer<Float>, _ inputs: Int, _ outputs: Int,
     _ y: UnsafeMutablePointer<Float>, _ scratch: UnsafeMutablePointer<Float>, _ lowSize: Int
   ) {
     let (a, b, rank) = (run.a.pointer, run.b.pointer, run.rank)
-    guard run.rows.count >= rowLimit else {
+    guard run.rows.count >= rowLimit(rank) else {
       for row in run.rows {
         pk_lowrank_row(
           x + row * inputs, a, b, run.scale, scratch, y + row * outputs, rank, inputs, outputs)

@@ -19,7 +19,8 @@ enum Decomposition {
     let (outputs, inputs) = (weight.rows, weight.columns)
     let values: SingularValues
     switch method {
-    case .exact: values = try LAPACK.svd(weight.slice, m: outputs, n: inputs)
+    case .exact:
+      values = try LAPACK.leadingSVD(weight.slice, m: outputs, n: inputs, rank: rank)
     case .randomized(let iterations):
       values = try LAPACK.truncatedSVD(
         weight.slice, m: outputs, n: inputs, rank: rank, iterations: iterations, seed: seed)

@@ -26,6 +26,11 @@ public struct LoRAConfig: TunerConfig, Equatable {
   public var detachesNorm = true
   /// Whether B has a bias, `lora_bias`; merging needs a base layer with one.
   public var usesLoRABias = false
+  /// Which of the equal parts of a fused projection's output are adapted, loralib's `enable_lora`:
+  /// `[true, false, true]` for the queries and values of a packed attention. Empty, the default,
+  /// is ordinary LoRA. peft does not know the key; ``PEFTCore/PeftModel/expandParts(of:as:)``
+  /// makes an adapter that it reads.
+  public var enabledParts: [Bool] = []
   /// Modules that are trained and saved in full.
   public var modulesToSave: [String]
   /// Weights that no layer holds and that are adapted, such as stacked experts.
@@ -95,7 +100,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
       "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
       "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "bias",
       "fan_in_fan_out", "target_parameters", "lora_bias", "trainable_token_indices",
-      "layer_replication", "ensure_weight_tying", "use_dora",
+      "layer_replication", "ensure_weight_tying", "use_dora", "enable_lora",
     ] + otherKeys.map(\.key) + Initialization.keys
 
   /// Reads the members of a config file.
@@ -120,6 +125,10 @@ public struct LoRAConfig: TunerConfig, Equatable {
     usesDoRA = try reader.bool("use_dora") ?? false
     detachesNorm = try reader.bool("dora_detach_norm") ?? true
     usesLoRABias = try reader.bool("lora_bias") ?? false
+    // peft of old wrote the key with null; it is then kept as any other.
+    if object["enable_lora"]?.isNull == false {
+      enabledParts = try Self.readParts(reader.value("enable_lora"))
+    }
     modulesToSave = try reader.strings("modules_to_save") ?? []
     fanInFanOut = try reader.bool("fan_in_fan_out") ?? false
     initialization = try Initialization(&reader)
@@ -177,6 +186,9 @@ public struct LoRAConfig: TunerConfig, Equatable {
       ("lora_dropout", .double(dropout)),
     ]
     members += targets.members
+    if !enabledParts.isEmpty {
+      members.append(("enable_lora", .array(enabledParts.map { .bool($0) })))
+    }
     members += [
       ("rank_pattern", rankPattern.json), ("alpha_pattern", alphaPattern.json),
       ("use_rslora", .bool(usesRSLoRA)), ("use_dora", .bool(usesDoRA)),
@@ -233,6 +245,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
         "'lora_dropout' is \(dropout), a number from 0 to below 1 was "
           + "expected")
     }
+    try validateParts()
     if !alpha.isFinite {
       throw PEFTError(
         .invalidConfiguration, "'lora_alpha' is \(alpha), a finite number was expected")
@@ -253,6 +266,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
     for (isSet, reason) in [
       (dropout != 0, "lora_dropout != 0."), (fanInFanOut, "fan_in_fan_out."),
       (usesLoRABias, "lora_bias=True."), (usesDoRA, "use_dora=True."),
+      (!enabledParts.isEmpty, "enable_lora."),
     ] where isSet && !targetParameters.isEmpty {
       throw PEFTError(
         .invalidConfiguration, "lora.ParamWrapper does not work with \(reason)",

@@ -12,7 +12,7 @@ public enum LoRATuner: Tuner {
   public static let modelTypeName = "LoraModel"
   /// What makes layers, in order; the first that returns one wins.
   public static let dispatchers: [any Dispatcher] = [
-    LoRAParameterDispatcher(), LoRATiedDispatcher(), LoRADispatcher(),
+    LoRAParameterDispatcher(), LoRATiedDispatcher(), FusedDispatcher(), LoRADispatcher(),
   ]
 
   /// Whether `peft_type` is LORA and the update is not weight-decomposed.

@@ -8,7 +8,7 @@ extension Kernels {
     /// Row counts of the runs with the rank of each; rows between runs belong to none.
     @Test(arguments: [
       [(1, 8), (1, 8), (1, 8)], [(2, 3), (3, 8), (1, 16)], [(40, 8), (5, 4), (1, 1)],
-      [(130, 8)], [(7, 33), (70, 2)],
+      [(130, 8)], [(7, 33), (70, 2)], [(16, 8), (17, 8), (16, 4)],
     ])
     func runsGetTheirOwnFactors(_ shape: [(Int, Int)]) {
       for (inputs, outputs) in [(64, 172), (37, 19), (515, 130), (5, 1)] {

@@ -76,6 +76,7 @@ func golden(_ relative: String) -> String { TestData.golden(relative) }
 /// The largest difference relative to the largest expected magnitude.
 func relativeError(_ actual: Tensor, _ expected: Tensor) -> Float {
   guard actual.count == expected.count else { return .infinity }
-  let difference = zip(actual.scalars, expected.scalars).map { abs($0 - $1) }.max() ?? 0
-  return difference.isFinite ? difference / max(expected.maximumMagnitude, 1e-30) : .infinity
+  let difference = zip(actual.scalars, expected.scalars).map { abs($0 - $1) }
+  guard difference.allSatisfy(\.isFinite) else { return .infinity }
+  return (difference.max() ?? 0) / max(expected.maximumMagnitude, 1e-30)
 }

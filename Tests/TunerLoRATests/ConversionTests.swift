@@ -11,10 +11,11 @@ import Testing
 /// Adapters whose changes are measured from initial values: saved, read again, converted to plain
 /// LoRA; against peft (Tests/Goldens/inits/…/{initial,trained,converted}, conversion.safetensors).
 struct ConversionTests {
-  static let cases = [
-    "pissa-tall", "pissa-rslora", "olora-tall", "olora-rslora", "corda-ipm", "corda-kpm",
-    "lora-ga-ArB2r-stable",
+  static let found = [
+    "pissa-tall", "pissa-wide", "pissa-rslora", "pissa-gpt2", "olora-tall", "olora-wide",
+    "olora-rslora", "corda-ipm", "corda-kpm", "corda-ipm-gpt2", "corda-kpm-gpt2",
   ]
+  static let cases = found + InitializationTests.ofGradients
 
   private func model(_ toy: ToyLayer) -> PeftModel {
     PeftModel(toy, info: BaseModelInfo(modelType: "toy"), registry: InitGolden.registry)
@@ -66,20 +67,41 @@ struct ConversionTests {
     #expect(relativeError(withoutGradients { toy(x) }, trained) < 1e-5)
     try peft.merge()
     #expect(relativeError(withoutGradients { toy(x) }, trained) < 1e-5)
+    // Both forms merge into peft's weight.
+    var weight = try numbers.tensor("weight.merged")
+    if toy.layer.parameters.form == .transposed { weight = weight.transposed() }
+    #expect(relativeError(toy.layer.parameters.matrix.dequantized(), weight) < 1e-6)
+    peft.unmerge()
+    try peft.setActive(["b"])
+    try peft.merge()
+    #expect(relativeError(toy.layer.parameters.matrix.dequantized(), weight) < 1e-6)
     peft.unload()
     #expect(withoutGradients { toy(x).scalars } == before)
   }
 
-  /// Ten steps of AdamW from the initial adapter, with peft's losses.
+  /// Ten steps of AdamW from peft's initial adapter, with peft's losses.
   @Test(arguments: cases)
   func lossesEqualPeft(_ name: String) throws {
     let golden = try InitGolden(name)
-    let losses = try #require(golden.json["losses"]?.array).compactMap(\.double)
-    try #require(losses.count == 10)
     let toy = try golden.makeToy()
     let peft = model(toy)
     try peft.load("\(golden.folder)/trained", as: "a", initial: "\(golden.folder)/initial")
     try peft.loadTensors(AdapterFolder("\(golden.folder)/initial").tensors, into: "a")
+    try expectLosses(golden, toy, peft)
+  }
+
+  /// The same from the initial values that are found here. Signs do not matter to the losses where A
+  /// and B take the same singular vectors.
+  @Test(arguments: found)
+  func lossesFromOwnValuesEqualPeft(_ name: String) throws {
+    let golden = try InitGolden(name)
+    let toy = try golden.makeToy()
+    try expectLosses(golden, toy, golden.adapted(toy))
+  }
+
+  private func expectLosses(_ golden: InitGolden, _ toy: ToyLayer, _ peft: PeftModel) throws {
+    let losses = try #require(golden.json["losses"]?.array).compactMap(\.double)
+    try #require(losses.count == 10)
     let (x, target) = (try golden.input.tensor("x"), try golden.input.tensor("target"))
     let parameters = peft.trainableTensors.map(\.parameter)
     var firsts = parameters.map { Tensor.zeros($0.shape) }
@@ -108,7 +130,7 @@ struct ConversionTests {
 
   /// PiSSA and OLoRA find their initial values again in the base weight; signs may differ from those of
   /// another library, the product does not.
-  @Test(arguments: ["pissa-tall", "pissa-rslora", "olora-tall", "olora-rslora"])
+  @Test(arguments: found.filter { !$0.hasPrefix("corda") })
   func initialValuesAreFoundAgain(_ name: String) throws {
     let golden = try InitGolden(name)
     let numbers = try SafetensorsFile("\(golden.folder)/conversion.safetensors")

@@ -180,10 +180,3 @@ struct PaddedBatch {
     self.packedLabels = labels.shape.count == 2 ? packedLabels : labels.values
   }
 }
-
-/// The largest difference relative to the largest expected magnitude.
-func relativeError(_ actual: Tensor, _ expected: Tensor) -> Float {
-  precondition(actual.count == expected.count, "\(actual.shape) against \(expected.shape)")
-  let difference = zip(actual.scalars, expected.scalars).map { abs($0 - $1) }.max() ?? 0
-  return difference / max(expected.maximumMagnitude, 1e-30)
-}

@@ -7,6 +7,7 @@ import Glibc
 let sections: [(name: String, run: () -> Void)] = [
   ("gemm", benchmarkGEMM), ("half", benchmarkHalfGEMM), ("gemv", benchmarkGEMV),
   ("attention", benchmarkAttention), ("elementwise", benchmarkElementwise), ("rows", benchmarkRows),
+  ("decompositions", benchmarkDecompositions),
 ]
 
 let wanted = CommandLine.arguments.dropFirst()

@@ -62,7 +62,8 @@ if options.flag("init") {
   // Exact and randomised decompositions of every adapted weight, and DoRA's norms.
   var seconds: [(String, JSONValue)] = []
   for (name, method, recipe) in [
-    ("lora", "lora", nil), ("dora", "dora", nil),
+    ("lora", "lora", nil), ("dora", "dora", nil), ("lora pissa_niter_4", "lora", "pissa_niter_4"),
+    ("lora pissa", "lora", "pissa"), ("lora olora", "lora", "olora"),
     ("edora random", "edora", #"{"replacement_module_random_init": true}"#),
     ("edora svd n_iter 10", "edora", #"{"svd": {"n_iter": 10}}"#),
     ("edora svd exact", "edora", "{}"),
@@ -70,7 +71,11 @@ if options.flag("init") {
     var config = try settings(method, random: false)
     if let recipe {
       var object = config.object
-      object["reconstruct_config"] = try JSONValue(parsing: recipe)
+      if method == "lora" {
+        object["init_lora_weights"] = .string(recipe)
+      } else {
+        object["reconstruct_config"] = try JSONValue(parsing: recipe)
+      }
       config = try model.registry.config(object)
     }
     let start = now()

@@ -42,18 +42,11 @@ public struct LowRankNorms: Sendable {
     let (rows, rank) = (outer.rows, outer.columns)
     precondition(rows == squared.count)
     return Tensor.filled([rows]) { output in
-      slope.slice.withSpan { slope in
-        outer.slice.withSpan { outer in
-          squared.slice.withSpan { squared in
-            output.withMutableSpan { output in
-              for row in 0..<rows {
-                var sum = Double(squared[row])
-                for place in row * rank..<(row + 1) * rank {
-                  sum += Double(slope[place]) * Double(outer[place])
-                }
-                output[row] = Float(max(sum, 0).squareRoot())
-              }
-            }
+      Rows.rowDots(rows: rows, columns: rank, slope.slice, outer.slice, into: output)
+      squared.slice.withSpan { squared in
+        output.withMutableSpan { output in
+          for row in 0..<rows {
+            output[row] = Float(max(Double(squared[row]) + Double(output[row]), 0).squareRoot())
           }
         }
       }
@@ -223,16 +216,26 @@ public func decomposedLinear(
     low.detached, b.detached, bias?.detached, scale.factors
   )
   var output = product.withoutGraph()
-  output.withMutableSlice {
-    BLAS.gemm(
-      .no, .yes, m: n, n: rows, k: rank, alpha: scaling, lowValue.slice, bValue.slice, beta: 1,
-      into: $0)
-  }
-  // dm needs V·x. It is (y − b)/g, but where g is zero that says nothing.
-  let direction = scale.isInvertible ? nil : output
-  output.withMutableSlice {
-    Rows.scaleColumns(
-      rows: n, columns: rows, of: $0, by: factors.slice, adding: biasValue?.slice)
+  let direction: Tensor?
+  if scale.isInvertible {
+    output.withMutableSlice {
+      ScaledLowRank.apply(
+        rows: n, columns: rows, rank: rank, low: lowValue.slice, b: bValue.slice, scale: scaling,
+        by: factors.slice, adding: biasValue?.slice, to: $0)
+    }
+    direction = nil
+  } else {
+    // dm needs V·x. It is (y − b)/g, but where g is zero that says nothing.
+    output.withMutableSlice {
+      BLAS.gemm(
+        .no, .yes, m: n, n: rows, k: rank, alpha: scaling, lowValue.slice, bValue.slice, beta: 1,
+        into: $0)
+    }
+    direction = output
+    output.withMutableSlice {
+      Rows.scaleColumns(
+        rows: n, columns: rows, of: $0, by: factors.slice, adding: biasValue?.slice)
+    }
   }
   let result = output.detached
   return output.recorded(
@@ -245,11 +248,25 @@ public func decomposedLinear(
         }, to: 5)
     }
     if sink.needs(3) || sink.needs(4) {
-      let dots = Tensor.filled([rows]) { dots in
-        gradient.withMutableSlice {
-          Rows.scaledColumnDots(
-            rows: n, columns: rows, $0, (direction ?? result).slice,
-            bias: direction == nil ? biasValue?.slice : nil, by: factors.slice, into: dots)
+      let v = direction ?? result
+      let shift = direction == nil ? biasValue?.slice : nil
+      var dots = Tensor(uninitialized: [rows])
+      if sink.needs(1) {
+        sink.accumulate(into: 1, shape: lowValue.shape) { dlow, beta in
+          dots.withMutableSlice { dots in
+            gradient.withMutableSlice {
+              ScaledLowRank.gradients(
+                rows: n, columns: rows, rank: rank, $0, v.slice, bias: shift, by: factors.slice,
+                b: bValue.slice, scale: scaling, dots: dots, beta: beta, into: dlow)
+            }
+          }
+        }
+      } else {
+        dots.withMutableSlice { dots in
+          gradient.withMutableSlice {
+            Rows.scaledColumnDots(
+              rows: n, columns: rows, $0, v.slice, bias: shift, by: factors.slice, into: dots)
+          }
         }
       }
       scale.addGradients(
@@ -259,12 +276,12 @@ public func decomposedLinear(
       gradient.withMutableSlice {
         Rows.scaleColumns(rows: n, columns: rows, of: $0, by: factors.slice, adding: nil)
       }
-    }
-    if sink.needs(1) {
-      sink.accumulate(into: 1, shape: lowValue.shape) { destination, beta in
-        BLAS.gemm(
-          .no, .no, m: n, n: rank, k: rows, alpha: scaling, gradient.slice, bValue.slice,
-          beta: beta, into: destination)
+      if sink.needs(1) {
+        sink.accumulate(into: 1, shape: lowValue.shape) { destination, beta in
+          BLAS.gemm(
+            .no, .no, m: n, n: rank, k: rows, alpha: scaling, gradient.slice, bValue.slice,
+            beta: beta, into: destination)
+        }
       }
     }
     if sink.needs(2) {

@@ -176,13 +176,14 @@ class InitCase:
         with torch.no_grad():
             output = converted(x=self.given["x"])
         torch.testing.assert_close(output, trained, rtol=1e-4, atol=1e-5)
+        record["converted_scaling"] = converted.base_model.model.layer.scaling["default"]
+        merged = converted.merge_and_unload().layer.weight
         save(
-            {"output.trained": trained, "output.converted": output},
+            {"output.trained": trained, "output.converted": output, "weight.merged": merged},
             self.folder / "conversion.safetensors",
         )
         for name in ("initial", "trained", "converted"):
             (self.folder / name / "README.md").unlink()
-        record["converted_scaling"] = converted.base_model.model.layer.scaling["default"]
 
 
 def cases() -> list[InitCase]:
@@ -196,7 +197,7 @@ def cases() -> list[InitCase]:
     for init in ("pissa", "olora"):
         lora = dict(init_lora_weights=init, r=4, lora_alpha=6)
         add(f"{init}-tall", tall, 8, lora=lora, converts=True)
-        add(f"{init}-wide", wide, 13, lora=lora)
+        add(f"{init}-wide", wide, 13, lora=lora, converts=True)
         add(
             f"{init}-rslora",
             wide,
@@ -205,7 +206,8 @@ def cases() -> list[InitCase]:
             converts=True,
         )
         add(f"{init}-bf16", wide, 13, lora=lora, dtype=torch.bfloat16)
-    add("pissa-gpt2", gpt2, 8, lora=dict(init_lora_weights="pissa", r=4, lora_alpha=6))
+    lora = dict(init_lora_weights="pissa", r=4, lora_alpha=6)
+    add("pissa-gpt2", gpt2, 8, lora=lora, converts=True)
     note = "The base is decomposed as it lies, [in, out]: the sizes do not fit. Right: transposed."
     add("olora-gpt2", gpt2, 8, lora=dict(init_lora_weights="olora", r=4, lora_alpha=6), note=note)
     note = "The base is decomposed as it lies, [in, out]: silently wrong. Right: transposed."
@@ -236,7 +238,7 @@ def cases() -> list[InitCase]:
             corda_config=dict(corda_method=method),
         )
         add(f"corda-{method}", wide, 13, lora=lora, batches=3, converts=True)
-        add(f"corda-{method}-gpt2", gpt2, 8, lora=lora, batches=3)
+        add(f"corda-{method}-gpt2", gpt2, 8, lora=lora, batches=3, converts=True)
     signs = "The signs of A's rows and of B's columns are free, independently of each other."
     for direction in ("ArB2r", "ArBr", "A2rBr"):
         for scale in ("stable", "weight_svd", "gd_scale", "unit"):
@@ -245,11 +247,10 @@ def cases() -> list[InitCase]:
             settings = dict(direction=direction, scale=scale, stable_gamma=16)
             lora = dict(init_lora_weights="lora_ga", r=3, lora_alpha=6, lora_ga_config=settings)
             name = f"lora-ga-{direction}-{scale.replace('_', '-')}"
-            first = (direction, scale) == ("ArB2r", "stable")
-            add(name, wide, 13, lora=lora, batches=3, converts=first, note=signs)
+            add(name, wide, 13, lora=lora, batches=3, converts=True, note=signs)
     lora = dict(lora_ga_config=dict(direction="ArB2r", scale="stable"))
     lora |= dict(init_lora_weights="lora_ga", r=3, lora_alpha=6)
-    add("lora-ga-gpt2", gpt2, 8, lora=lora, batches=3, note=signs)
+    add("lora-ga-gpt2", gpt2, 8, lora=lora, batches=3, converts=True, note=signs)
     return listed
 
 

@@ -425,7 +425,7 @@ class Case:
             model = self.load(exact)
             given = inputs if exact else self.usable(inputs)
             if "forward_error" in self.record:
-                return
+                break
             parameters = [p for p in model.parameters() if p.requires_grad]
             losses = train(parameters, lambda: model(**given), self.target)
             self.record[f"{prefix.replace('.', '_')}losses"] = losses

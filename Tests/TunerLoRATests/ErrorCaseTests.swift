@@ -1,0 +1,285 @@
+import BLASKernels
+import NN
+import PEFTCore
+import PEFTSupport
+import Tensors
+import TestSupport
+import Testing
+
+@testable import TunerLoRA
+
+/// What is refused, in peft's words where it refuses the same (Tests/Goldens/conformance.json), with
+/// the name of the module, key or adapter; and the model is as it was before.
+struct ErrorCaseTests {
+  private let tree: AdapterTree
+  private let peft: PeftModel
+  private let folder: TemporaryFolder
+
+  init() throws {
+    folder = try TemporaryFolder()
+    tree = AdapterTree()
+    func matrix(_ shape: [Int], _ stream: UInt64) -> DenseMatrix {
+      DenseMatrix(.normal(shape, deviation: 1, key: DropoutKey(seed: 3, stream: stream)))
+    }
+    func linear(_ bias: Bool, _ stream: UInt64) -> Linear {
+      Linear(
+        HostParameters(
+          weight: .matrix(matrix([8, 10], stream)),
+          bias: bias ? Parameter(.zeros([8]), isTrainable: false) : nil),
+        inputFeatures: 10, outputFeatures: 8)
+    }
+    tree.add("lin", linear(true, 1))
+    tree.add("part.plain", linear(false, 2))
+    tree.add(
+      "emb",
+      Embedding(
+        HostParameters(weight: .matrix(matrix([11, 6], 3)), bias: nil), count: 11, width: 6))
+    tree.add(
+      "conv",
+      Convolution(
+        matrix([8, 9], 4), bias: nil,
+        ConvolutionSettings(4, 8, kernel: [3, 3], groups: 4)))
+    peft = PeftModel(
+      tree, info: BaseModelInfo(modelType: "toy"), registry: AdapterTree.registry)
+  }
+
+  /// All that a refused call may not change.
+  private struct State: Equatable {
+    var names: [String]
+    var active: [String]
+    var merged: [String]
+    var configs: [JSONObject] = []
+    var values: [String: [Float]] = [:]
+    var trainable: Set<String> = []
+    var printed: String
+  }
+
+  private func state() throws -> State {
+    var state = State(
+      names: peft.adapterNames, active: peft.activeAdapters, merged: peft.mergedAdapters,
+      printed: peft.printed.text)
+    for name in peft.adapterNames {
+      state.configs.append(try peft.config(name).object)
+      for tensor in try peft.tensors(of: name) {
+        let key = "\(name): \(tensor.key)"
+        state.values[key] = tensor.parameter.value.scalars
+        if tensor.parameter.isTrainable { state.trainable.insert(key) }
+      }
+    }
+    for (path, module) in tree.namedModules() {
+      guard let host = module as? any AdapterHost else { continue }
+      state.values[path] = host.parameters.storedWeight.scalars
+      state.values["\(path).bias"] = host.parameters.bias?.value.scalars
+    }
+    return state
+  }
+
+  /// The texts of peft's errors.
+  private static let peftsTexts: [String] = {
+    let file = try? FileSystem.readJSON(TestData.golden("conformance.json"))
+    return (file?["cases"]?.array ?? []).flatMap { $0["steps"]?.array ?? [] }
+      .compactMap { $0["error"]?["text"]?.string }
+  }()
+
+  private func refuses(
+    _ text: String, _ code: PEFTError.Code, at location: String? = nil, isPefts: Bool = true,
+    sourceLocation: SourceLocation = #_sourceLocation, _ body: () throws -> Void
+  ) throws {
+    let before = try state()
+    let error = #expect(throws: PEFTError.self, sourceLocation: sourceLocation) { try body() }
+    #expect(error?.message == text, sourceLocation: sourceLocation)
+    #expect(error?.code == code, sourceLocation: sourceLocation)
+    #expect(error?.location == location, sourceLocation: sourceLocation)
+    if isPefts {
+      #expect(
+        Self.peftsTexts.contains { $0.hasPrefix(text) }, "not a text of peft's",
+        sourceLocation: sourceLocation)
+    }
+    #expect(try state() == before, "the state has changed", sourceLocation: sourceLocation)
+  }
+
+  private func config(
+    _ targets: String..., rank: Int = 2, _ change: (inout LoRAConfig) -> Void = { _ in }
+  ) -> LoRAConfig {
+    var config = LoRAConfig(rank: rank, targets: TargetSelection(.list(targets)))
+    config.initialization = .random
+    change(&config)
+    return config
+  }
+
+  @Test func adaptersThatCannotBeAdded() throws {
+    try peft.add("first", config("lin"))
+    try refuses("Adapter with name 'first' already exists.", .invalidAdapter) {
+      try peft.add("first", config("part.plain"))
+    }
+    for rank in [0, -1] {
+      try refuses(
+        "`r` should be a positive integer value but the value passed is \(rank)",
+        .invalidConfiguration
+      ) { try peft.add("second", config("lin", rank: rank)) }
+    }
+    // The layers before the one that fails were made already.
+    try refuses(
+      "Targeting a Conv2d with groups=4 and rank 6. Currently, support is limited to conv layers "
+        + "where the rank is divisible by groups.", .invalidConfiguration, at: "conv"
+    ) { try peft.add("second", config("lin", "conv", rank: 6)) }
+    try refuses("lora_bias=True is not supported for Embedding.", .unsupported, at: "emb") {
+      try peft.add("second", config("lin", "emb") { $0.usesLoRABias = true })
+    }
+    for (selection, text) in [
+      (
+        TargetSelection(.regex("lin"), layers: [1]),
+        "`layers_to_transform` cannot be used when `target_modules` is a str."
+      ),
+      (
+        TargetSelection(.regex("lin"), layersPattern: ["h"]),
+        "`layers_pattern` cannot be used when `target_modules` is a str."
+      ),
+      (
+        TargetSelection(.list(["lin"]), layersPattern: ["h"]),
+        "When `layers_pattern` is specified, `layers_to_transform` must also be specified."
+      ),
+    ] {
+      try refuses(text, .invalidConfiguration) {
+        try peft.add("second", config { $0.targets = selection })
+      }
+    }
+    let before = try state()
+    let error = #expect(throws: PEFTError.self) {
+      try peft.add("second", config("lin") { $0.rankPattern = SuffixPatterns([.init("(", 1)]) })
+    }
+    #expect(error?.message.hasPrefix("'rank_pattern': '") == true)
+    #expect(try state() == before)
+  }
+
+  @Test func adaptersThatCannotBeMerged() throws {
+    try peft.add("first", config("lin"))
+    try peft.add("default", config("lin", "part.plain"))
+    try refuses("Adapter nobody not found.", .invalidAdapter) {
+      try peft.merge(["first", "nobody"])
+    }
+    let broken = try #require(try peft.tensors(of: "default").first).parameter
+    let good = broken.value
+    for value in [Float.nan, .infinity] {
+      var scalars = good.scalars
+      scalars[3] = value
+      broken.assign(Tensor(shape: good.shape, scalars: scalars))
+      let error = #expect(throws: PEFTError.self) { try peft.merge(["default"], safe: true) }
+      #expect(
+        error?.message
+          == "NaNs detected in the merged weights. The adapter default seems to be broken")
+      #expect(error?.location == "lin" && error?.code == .numericalFailure)
+      #expect(peft.mergedAdapters.isEmpty && peft.activeAdapters == ["first"])
+    }
+    broken.assign(good)
+    try peft.add("biased", config("lin", "part.plain") { $0.usesLoRABias = true })
+    try refuses(
+      "Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias.",
+      .unsupported, at: "part.plain"
+    ) { try peft.merge(["biased"]) }
+    try peft.add("grouped", config("lin", "conv", rank: 4))
+    try refuses(
+      "Merging is not supported for _ConvNd layers with groups > 1!", .unsupported, at: "conv"
+    ) { try peft.merge(["first", "grouped"]) }
+  }
+
+  @Test func namesThatNoAdapterHas() throws {
+    for name in ["first", "second"] { try peft.add(name, config("lin")) }
+    let text = "Adapter nobody not found."
+    try refuses(text, .invalidAdapter) { try peft.setActive(["second", "nobody"]) }
+    for call in [
+      { _ = try peft.config("nobody") }, { _ = try peft.tensors(of: "nobody") },
+      { try peft.rename("nobody", to: "x") }, { try peft.setTrainable(["nobody"], false) },
+      { try peft.save(folder("x"), adapter: "nobody") },
+    ] as [() throws -> Void] { try refuses(text, .invalidAdapter, call) }
+    try refuses("Adapter nobody does not exist", .invalidAdapter) { try peft.delete("nobody") }
+    try refuses("Trying to infer with non-existing adapter(s): ant, zebra", .invalidAdapter) {
+      _ = try peft.sequenceAdapters(["zebra", "first", "ant"])
+    }
+    for count in [2, 4, 0] {
+      try refuses(
+        "Length of `adapter_names` should be the same as the number of inputs, but got \(count) "
+          + "and 3 respectively.", .invalidAdapter
+      ) { _ = try peft.sequenceAdapters(.init(repeating: "first", count: count), count: 3) }
+    }
+    #expect(folder.names.isEmpty)
+  }
+
+  @Test func callsThatDoNotFitTheState() throws {
+    for name in ["first", "second"] { try peft.add(name, config("lin")) }
+    try peft.save(folder("adapter"), adapter: "first")
+    try peft.merge(["first"])
+    try refuses("Cannot delete adapter(s) ['first'] while they are merged.", .invalidState) {
+      try peft.delete("first")
+    }
+    try refuses(
+      "Cannot hot-swap adapter 'first' because it is currently merged into the base weights.",
+      .invalidState, isPefts: false
+    ) { try peft.hotSwap("first", from: folder("adapter")) }
+    // The file that stands where a folder is to be.
+    _ = try folder.write("taken", "text")
+    try refuses(
+      "is a file, a folder was to be written", .fileAccess, at: folder("taken"), isPefts: false
+    ) { try peft.save(folder("taken"), adapter: "second") }
+    #expect(String(decoding: try FileSystem.read(folder("taken")), as: UTF8.self) == "text")
+    #expect(folder.names == ["adapter", "taken"])
+  }
+
+  @Test func foldersThatDoNotFit() throws {
+    try peft.add("first", config("lin", "part.plain", "emb"))
+    try peft.save(folder("good"))
+    try peft.add("other", config("lin"))
+    let weights = folder("good/adapter_model.safetensors")
+    let good = try SafetensorsFile(weights)
+    func items(_ change: (inout [String: Tensor]) -> Void) throws -> [SafetensorsItem] {
+      var tensors: [String: Tensor] = [:]
+      for name in good.names { tensors[name] = try good.tensor(name) }
+      change(&tensors)
+      return tensors.map { SafetensorsItem($0.key, $0.value) }
+    }
+    let original = try items { _ in }
+    func load() throws { try peft.load(folder("good"), as: "again") }
+    for key in good.names {
+      try SafetensorsWriter.write(original.filter { $0.name != key }, to: weights)
+      try refuses(
+        "the adapter's tensors do not fit the model; missing: '\(key)'", .missingTensor,
+        at: weights, isPefts: false, load)
+      let shape = try good.entry(key).shape
+      let changed = original.map {
+        $0.name == key ? SafetensorsItem(key, .zeros([shape[0] + 1, shape[1]])) : $0
+      }
+      try SafetensorsWriter.write(changed, to: weights)
+      try refuses(
+        "'\(key)' has shape \([shape[0] + 1, shape[1]]), the model needs \(shape)",
+        .shapeMismatch, at: weights, isPefts: false, load)
+    }
+    let more = "base_model.model.part.lora_A.weight"
+    try SafetensorsWriter.write(
+      original + [SafetensorsItem(more, .zeros([2, 2]))], to: weights)
+    try refuses(
+      "the adapter's tensors do not fit the model; unused: '\(more)'", .unexpectedTensor,
+      at: weights, isPefts: false, load)
+    try refuses("no such adapter folder", .fileNotFound, at: folder("absent"), isPefts: false) {
+      try peft.load(folder("absent"), as: "again")
+    }
+    try FileSystem.createDirectory(folder("empty"))
+    try refuses(
+      "Can't find 'adapter_config.json' at '\(folder("empty"))'", .fileNotFound, isPefts: false
+    ) { try peft.load(folder("empty"), as: "again") }
+    for (text, message, code) in [
+      ("{}", "the key 'peft_type' is missing", PEFTError.Code.invalidConfiguration),
+      (
+        #"{"peft_type": "NONSENSE"}"#, "no registered tuner handles peft_type 'NONSENSE'",
+        .unsupported
+      ),
+      (
+        #"{"peft_type": "LORA", "r": 0}"#,
+        "`r` should be a positive integer value but the value passed is 0", .invalidConfiguration
+      ),
+    ] {
+      let path = folder("good/adapter_config.json")
+      try FileSystem.write(path, text)
+      try refuses(message, code, at: path, isPefts: false, load)
+    }
+  }
+}

@@ -1,0 +1,2 @@
+// Every file here compares tensors with goldens.
+@_exported import LayerTestSupport

@@ -1,0 +1,97 @@
+"""The part of roundtrip.py about initialisations: adapters of the tool that begin in each way, saved after
+some training and converted to plain LoRA, in peft; and such adapters of peft in the tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from roundtrip_methods import train
+from roundtrip_support import Report, Tool, ToolFailure, check_loading, relative, visible
+
+LOGITS = 1e-5
+
+# peft cannot run LoftQ on this kind of machine. EVA wants more rows of each layer's input than
+# components, which a classifier's pooler does not have.
+INITIALISATIONS = {
+    "random": dict(init_lora_weights=False),
+    "gaussian": dict(init_lora_weights="gaussian"),
+    "orthogonal": dict(init_lora_weights="orthogonal"),
+    "pissa": dict(init_lora_weights="pissa"),
+    "pissa_niter_4": dict(init_lora_weights="pissa_niter_4"),
+    "olora": dict(init_lora_weights="olora"),
+    "corda": dict(init_lora_weights="corda", corda_config={}),
+    "corda-kpm": dict(init_lora_weights="corda", corda_config={"corda_method": "kpm"}),
+    "lora_ga": dict(init_lora_weights="lora_ga", lora_ga_config={}),
+    "eva": dict(init_lora_weights="eva", eva_config={}),
+}
+
+
+def check(subject, rows: list[dict], inputs: dict, tool: Tool, report: Report) -> None:
+    plain = {key: value for key, value in subject.first.items() if key != "task_type"}
+    for name, settings in INITIALISATIONS.items():
+        if name == "eva" and subject.is_classifier:
+            continue
+        try:
+            saved = train(
+                subject,
+                rows,
+                tool,
+                "lora",
+                plain | settings,
+                name=f"init-{name}",
+                max_steps=3,
+                learning_rate=1e-3,
+                initialization_batches=3,
+            )
+            check_in_peft(subject, f"{name}, trained here", saved, inputs, tool, report)
+            if name in ("pissa", "olora"):
+                converted = saved.with_name("plain")
+                options = ["--task", subject.task, "--adapter", saved, "--to", "lora"]
+                tool.run("convert", "--model", subject.path, *options, "--output", converted)
+                what = f"{name}, converted here"
+                check_in_peft(subject, what, converted, inputs, tool, report)
+                check_of_peft(subject, name, settings, inputs, tool, report)
+        except ToolFailure as failure:
+            print(failure)
+            report.add_fact(subject.name, f"{name}: the tool ended with an error", "", False)
+
+
+def check_in_peft(subject, what: str, folder: Path, inputs, tool: Tool, report: Report) -> None:
+    check_loading(subject, what, folder, report)
+    check_logits(subject, what, subject.load(folder), folder, inputs, tool, report)
+
+
+def check_logits(subject, what: str, model, folder: Path, inputs, tool, report: Report) -> None:
+    """The tool's logits with an adapter beside those of a model of peft."""
+    with torch.no_grad():
+        reference = visible(model(**inputs).logits, inputs)
+    options = ["--task", subject.task, "--adapter", f"{folder}=saved"]
+    found = visible(tool.forward(subject.path, inputs, *options)["logits"], inputs)
+    report.add(subject.name, f"logits, {what}", relative(found, reference), LOGITS)
+
+
+def check_of_peft(subject, name: str, settings: dict, inputs, tool: Tool, report: Report) -> None:
+    """What peft saves of such an adapter, and what it converts it to."""
+    folder = tool.folder / subject.name / f"of-peft-{name}"
+    torch.manual_seed(3)
+    model = get_peft_model(subject.base(), LoraConfig(**subject.first, **settings)).eval()
+    config = model.peft_config["default"]
+    # As peft's guide has it: the initial adapter says that it began as any other.
+    config.init_lora_weights = True
+    model.save_pretrained(folder / "initial", save_embedding_layers=False)
+    config.init_lora_weights = settings["init_lora_weights"]
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    model.save_pretrained(folder / "trained", save_embedding_layers=False)
+    model.save_pretrained(
+        folder / "converted",
+        save_embedding_layers=False,
+        path_initial_model_for_weight_conversion=str(folder / "initial"),
+    )
+    # peft's conversion drops the heads; ours keeps them.
+    for form in ("trained",) if subject.is_classifier else ("trained", "converted"):
+        what = f"{name}, {form} by peft"
+        check_logits(subject, what, model, folder / form, inputs, tool, report)
