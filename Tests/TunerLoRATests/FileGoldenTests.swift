@@ -148,7 +148,7 @@ struct FileGoldenTests {
     #expect(
       (error as? PEFTError)?.message
         == "You passed an invalid `selected_adapters` arguments, current supported adapter names "
-        + #"are ["default", "other"] - got ["default", "nobody"]."#)
+        + "are ['default', 'other'] - got ['default', 'nobody'].")
     #expect(!FileSystem.exists(folder("none")))
   }
 

@@ -160,9 +160,9 @@ extension PeftModel {
       let paths = record.savedPaths + record.tokens.map { hosts[$0].path }
       for path in Set(paths) { counts[path, default: 0] += 1 }
     }
-    guard let (path, count) = counts.filter({ $0.value > 1 }).min(by: { $0.key < $1.key }) else {
-      return
-    }
+    guard let path = modules.lazy.map(\.path).first(where: { counts[$0, default: 0] > 1 }),
+      let count = counts[path]
+    else { return }
     throw PEFTError(
       .invalidAdapter,
       "Only one adapter can be set at a time for \(printed(path: path).text), got \(count)",

@@ -82,7 +82,10 @@ extension PeftModel {
     record.biases = biases
     record.isTrained = !config.isInference
     record.report = TargetReport(
-      matched: plan.sites.map(\.path), saved: saved.sorted().map { hosts[$0].path },
+      // A layer inside of another one comes under the path that was targeted.
+      matched: plan.sites.filter { $0.parameter != nil || $0.path == hosts[$0.place].path }
+        .map(\.path),
+      saved: saved.sorted().map { hosts[$0].path },
       savedModules: plan.savedPaths, unmatched: unmatched(config, plan), warnings: plan.warnings,
       additionalInConfig: plan.additionalInConfig, additionalInState: plan.additionalInState)
     records.append(record)

@@ -90,8 +90,12 @@ extension PeftModel {
 
   /// Replaces the sites that the config names by those for which a state has tensors.
   private func restrict(_ plan: inout TargetPlan, to keys: [String]) throws(PEFTError) {
-    let named = try sites(namedBy: keys)
+    let all = try sites(namedBy: keys)
     let planned = plan.sites
+    // What is inside of a layer that is adapted comes with it.
+    let named = all.filter { place in
+      enclosing[place].map { !all.contains($0.owner) } ?? true
+    }
     plan.additionalInConfig = planned.filter { !named.contains($0.place) }.map(\.path)
     plan.sites = named.map { place in
       if let site = planned.first(where: { $0.place == place }) { return site }
