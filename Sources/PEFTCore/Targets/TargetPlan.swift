@@ -5,7 +5,7 @@ import Tensors
 /// What an adapter is to be put on, before anything is put anywhere.
 struct TargetPlan {
   /// A host that gets a layer.
-  struct Site {
+  struct Site: Equatable {
     /// Index into the model's hosts.
     let place: Int
     /// What rank patterns are matched against: the path of the module that was targeted, which is
@@ -46,7 +46,7 @@ struct TargetPlan {
 }
 
 /// What came of adding an adapter.
-public struct TargetReport: Sendable {
+public struct TargetReport: Equatable, Sendable {
   /// Paths of the adapted modules and parameters.
   public internal(set) var matched: [String] = []
   /// Paths of the modules trained in full, down to single layers.
