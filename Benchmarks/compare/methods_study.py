@@ -2,18 +2,21 @@
 """LoRA, DoRA, EDoRA and LoRA-XS on banking77 with MiniLM: test accuracy, trainable parameters, time
 and adapter size at each rank, for the best of some learning rates and several seeds.
 
-Every run adds one line to the file of results, and a run that has one is not repeated: stop and go on as
-you like, or run parts with --only. With --report a table (Markdown) and a plot (SVG) are made of what is
-there. See README.md.
+The first seed tries every learning rate; the other seeds run at the best of these. Every run adds one line
+to the file of results, and a run that has one is not repeated: stop and go on as you like, or run parts
+with --only. With --report a table (Markdown) and a plot (SVG) are made of what is there. See README.md.
 """
 
 import argparse
+import concurrent.futures
+import csv
 import json
 import math
 import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -28,6 +31,7 @@ VARIANTS = [
     ("EDoRA, random", "edora", RANDOM, (1e-3, 3e-3, 1e-2)),
     ("LoRA-XS", "lora-xs", {}, (1e-3, 3e-3, 1e-2)),
 ]
+BATCH = 32
 TARGETS = ["query", "key", "value", "dense"]
 
 
@@ -42,7 +46,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="variants, separated by ';'")
     parser.add_argument("--minutes", type=float, default=0, help="stop after so many; 0: never")
     parser.add_argument("--limit", type=int, default=0, help="steps of a run, for a quick look")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--threads", type=int, default=1, help="of each run")
     parser.add_argument("--report", type=Path, help="folder for table and plot; runs nothing")
     options = parser.parse_args()
     if options.data is None and options.report is None:
@@ -52,17 +57,26 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def runs(options):
-    """All runs. What is done first says something by itself: the middle rate of every method at the
-    first rank and seed, then the other rates, ranks and seeds."""
-    for seed in options.seeds:
+def first_runs(options):
+    """Every rate at the first seed; what is done first says something by itself: the middle rates."""
+    for rank in options.ranks:
+        for place in (1, 0, 2):
+            for name, method, settings, rates in VARIANTS:
+                if not options.only or name in options.only.split(";"):
+                    yield name, method, settings, rank, rates[place], options.seeds[0]
+
+
+def other_runs(options):
+    """The best rate at the other seeds, of those whose rates have all been tried."""
+    rates = chosen_rates(options)
+    for seed in options.seeds[1:]:
         for rank in options.ranks:
-            for place in (1, 0, 2):
-                for name, method, settings, rates in VARIANTS:
-                    if not options.only or name in options.only.split(";"):
-                        yield name, method, settings, rank, rates[place], seed
+            for name, method, settings, _ in VARIANTS:
+                if (name, rank) in rates and (not options.only or name in options.only.split(";")):
+                    yield name, method, settings, rank, rates[name, rank], seed
 
 
+LOCK = threading.Lock()
 KEY = ("name", "rank", "rate", "seed", "epochs", "limit")
 
 
@@ -81,7 +95,7 @@ def read(options) -> list[dict]:
 def write(options, result: dict) -> None:
     """Adds a line, on a new one whatever the file ends with."""
     data = options.results.read_bytes() if options.results.is_file() else b""
-    with open(options.results, "ab") as file:
+    with LOCK, open(options.results, "ab") as file:
         if data and not data.endswith(b"\n"):
             file.write(b"\n")
         file.write(json.dumps(result).encode() + b"\n")
@@ -95,6 +109,9 @@ def run(options, name, method, settings, rank, rate, seed) -> dict:
     if method in ("edora", "lora-xs"):
         recipe = dict(adapter.get("reconstruct_config", {}), svd={"random_state": 42 + seed})
         adapter["reconstruct_config"] = recipe
+    with open(source / "train.csv", newline="") as file:
+        examples = sum(1 for _ in csv.DictReader(file))
+    steps = options.limit or options.epochs * math.ceil(examples / BATCH)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         configuration = {
@@ -111,7 +128,7 @@ def run(options, name, method, settings, rank, rate, seed) -> dict:
             method: adapter,
             "output_dir": str(folder / "adapter"),
             "num_train_epochs": options.epochs,
-            "per_device_train_batch_size": 32,
+            "per_device_train_batch_size": BATCH,
             "per_device_eval_batch_size": 64,
             "learning_rate": rate,
             "lr_scheduler_type": "linear",
@@ -119,7 +136,8 @@ def run(options, name, method, settings, rank, rate, seed) -> dict:
             "weight_decay": 0.0,
             "max_grad_norm": 0,
             "seed": seed,
-            "eval_strategy": "epoch",
+            "eval_strategy": "steps",
+            "eval_steps": steps,
             "save_strategy": "no",
             "logging_steps": 10,
             "num_threads": options.threads,
@@ -139,7 +157,7 @@ def run(options, name, method, settings, rank, rate, seed) -> dict:
     return {
         "name": name, "rank": rank, "rate": rate, "seed": seed, "epochs": options.epochs,
         "limit": options.limit,
-        "accuracy": accuracies[-1], "best_accuracy": max(accuracies),
+        "threads": options.threads, "jobs": options.jobs, "accuracy": accuracies[-1],
         "train_seconds": sum(measure.step_seconds(lines)), "wall_seconds": used.wall_seconds,
         "trained": trained - head, "head": head, "stored": sum(counts.values()), "bytes": size,
     }  # fmt: skip
@@ -163,23 +181,40 @@ def collect(options) -> list[dict]:
     ]
 
 
-def best(rows: list[dict]) -> dict[tuple[str, int], list[dict]]:
-    """The runs of each variant and rank at its best learning rate: that of the best mean accuracy."""
-    groups: dict[tuple[str, int], dict[float, list[dict]]] = {}
-    for row in rows:
-        groups.setdefault((row["name"], row["rank"]), {}).setdefault(row["rate"], []).append(row)
-    order = [name for name, *_ in VARIANTS]
+def chosen_rates(options) -> dict[tuple[str, int], float]:
+    """The rate of the best accuracy at the first seed, where every rate has been tried."""
+    found: dict[tuple[str, int], dict[float, float]] = {}
+    for row in collect(options):
+        if row["seed"] == options.seeds[0]:
+            found.setdefault((row["name"], row["rank"]), {})[row["rate"]] = row["accuracy"]
+    wanted = {name: set(rates) for name, *_, rates in VARIANTS}
     return {
-        key: max(rates.values(), key=lambda runs: statistics.fmean(r["accuracy"] for r in runs))
-        for key, rates in sorted(groups.items(), key=lambda g: (g[0][1], order.index(g[0][0])))
+        key: max(rates, key=rates.get)
+        for key, rates in found.items()
+        if wanted[key[0]] <= rates.keys()
     }
+
+
+def best(options) -> dict[tuple[str, int], list[dict]]:
+    """The runs of each variant and rank at its best rate; of the rates tried so far where some are
+    missing."""
+    groups: dict[tuple[str, int], list[dict]] = {}
+    for row in collect(options):
+        groups.setdefault((row["name"], row["rank"]), []).append(row)
+    rates = chosen_rates(options)
+    order = [name for name, *_ in VARIANTS]
+    result = {}
+    for key, rows in sorted(groups.items(), key=lambda g: (g[0][1], order.index(g[0][0]))):
+        rate = rates.get(key) or max(rows, key=lambda row: row["accuracy"])["rate"]
+        result[key] = [row for row in rows if row["rate"] == rate]
+    return result
 
 
 def write_report(options) -> None:
     rows = collect(options)
     if not rows:
         sys.exit(f"no results of {options.epochs} epochs in {options.results}")
-    chosen = best(rows)
+    chosen = best(options)
     options.report.mkdir(parents=True, exist_ok=True)
     head = ["rank", "method", "rate", "seeds", "test accuracy", "trained", "training s", "file MB"]
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
@@ -197,7 +232,8 @@ def write_report(options) -> None:
             f"{group[0]['bytes'] / 1e6:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    wanted = len(options.seeds) * len(options.ranks) * sum(len(rates) for *_, rates in VARIANTS)
+    tried = sum(len(rates) for *_, rates in VARIANTS)
+    wanted = len(options.ranks) * (tried + len(VARIANTS) * (len(options.seeds) - 1))
     if len(rows) < wanted:
         lines.append(f"\n{len(rows)} of {wanted} runs are done.")
     (options.report / "methods.md").write_text("\n".join(lines) + "\n")
@@ -280,20 +316,30 @@ def main() -> None:
         return
     options.data = options.data.resolve()
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    done = {tuple(row[key] for key in KEY) for row in read(options)}
     start = time.monotonic()
-    for name, method, settings, rank, rate, seed in runs(options):
-        if (name, rank, rate, seed, options.epochs, options.limit) in done:
-            continue
+
+    def one(wanted) -> None:
         if options.minutes and time.monotonic() - start > 60 * options.minutes:
-            print("time is up; run again to go on")
             return
+        name, method, settings, rank, rate, seed = wanted
         result = run(options, name, method, settings, rank, rate, seed)
         write(options, result)
         print(
             f"{name}, r {rank}, rate {rate:g}, seed {seed}: {100 * result['accuracy']:.2f} % in "
             f"{result['train_seconds']:.0f} s", flush=True,
         )  # fmt: skip
+
+    for part in (first_runs, other_runs):
+        done = {tuple(row[key] for key in KEY) for row in read(options)}
+        wanted = [
+            (name, method, settings, rank, rate, seed)
+            for name, method, settings, rank, rate, seed in part(options)
+            if (name, rank, rate, seed, options.epochs, options.limit) not in done
+        ]
+        with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(one, wanted))
+    if options.minutes and time.monotonic() - start > 60 * options.minutes:
+        print("time is up; run again to go on")
 
 
 if __name__ == "__main__":
