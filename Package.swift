@@ -94,7 +94,8 @@ let package = Package(
     + module("Models", ["NN"])
     + module(
       "Training", ["Models", "PEFTCore", "Tokenizers", "BLASKernels"], testing: ["TunerLoRA"])
-    + module("PEFT", ["Training", "TunerLoRA", "TunerDoRA", "TunerEDoRA"])
+    + module(
+      "PEFT", ["Training", "TunerLoRA", "TunerDoRA", "TunerEDoRA"], testing: ["LayerTestSupport"])
     // The tool.
     + [
       .executableTarget(

@@ -53,7 +53,7 @@ extension AdapterStack {
           .invalidAdapter,
           "Token indices of adapter \(name) are already defined and would result in undefined "
             + "merging behavior. Only disjunct token indices are currently supported.",
-          at: path)
+          at: path, remedy: "Merge one of the adapters alone.")
       }
       taken.formUnion(indices)
     }

@@ -32,8 +32,7 @@ extension PeftModel {
       throw PEFTError(
         .invalidAdapter,
         "Trying to infer with non-existing adapter(s): \(unknown.sorted().joined(separator: ", "))",
-        remedy: adapterNames.isEmpty
-          ? "There are none." : "There are: \(adapterNames.joined(separator: ", ")).")
+        remedy: namesNote)
     }
     for name in Set(names).sorted() where name != "__base__" {
       guard let site = try record(name).sites.first(where: { hosts[$0].host is any WeightHost })
