@@ -83,7 +83,7 @@ let package = Package(
     + module("Tensors", ["BLASKernels", "PEFTSupport"])
     + module("NN", ["Tensors"])
     // Adapters.
-    + module("PEFTCore", ["NN"])
+    + module("PEFTCore", ["NN"], testing: ["LayerTestSupport"])
     + module("TunerLoRA", ["PEFTCore"], testing: ["Models", "LayerTestSupport"])
     + module("TunerDoRA", ["TunerLoRA", "PEFTCore"], testing: ["Models", "LayerTestSupport"])
     + module(

@@ -1,4 +1,3 @@
-import BLASKernels
 import NN
 import PEFTCore
 import PEFTSupport
@@ -11,37 +10,15 @@ import Testing
 /// What is refused, in peft's words where it refuses the same (Tests/Goldens/conformance.json), with
 /// the name of the module, key or adapter; and the model is as it was before.
 struct ErrorCaseTests {
-  private let tree: AdapterTree
   private let peft: PeftModel
   private let refuses: Refusal
   private let folder: TemporaryFolder
 
   init() throws {
     folder = try TemporaryFolder()
-    tree = AdapterTree()
-    func matrix(_ shape: [Int], _ stream: UInt64) -> DenseMatrix {
-      DenseMatrix(.normal(shape, deviation: 1, key: DropoutKey(seed: 3, stream: stream)))
-    }
-    func linear(_ bias: Bool, _ stream: UInt64) -> Linear {
-      Linear(
-        HostParameters(
-          weight: .matrix(matrix([8, 10], stream)),
-          bias: bias ? Parameter(.zeros([8]), isTrainable: false) : nil),
-        inputFeatures: 10, outputFeatures: 8)
-    }
-    tree.add("lin", linear(true, 1))
-    tree.add("part.plain", linear(false, 2))
-    tree.add(
-      "emb",
-      Embedding(
-        HostParameters(weight: .matrix(matrix([11, 6], 3)), bias: nil), count: 11, width: 6))
-    tree.add(
-      "conv",
-      Convolution(
-        matrix([8, 9], 4), bias: nil,
-        ConvolutionSettings(4, 8, kernel: [3, 3], groups: 4)))
     peft = PeftModel(
-      tree, info: BaseModelInfo(modelType: "toy"), registry: AdapterTree.registry)
+      AdapterTree.ofEveryKind(), info: BaseModelInfo(modelType: "toy"),
+      registry: AdapterTree.registry)
     refuses = Refusal(peft: peft)
   }
 
