@@ -117,7 +117,10 @@ struct TargetErrorTests {
 
     init(around inner: Holder?) { self.inner = inner }
 
-    var children: [(name: String, module: any Module)] { inner.map { [("part", $0)] } ?? [] }
+    var children: [(name: String, module: any Module)] {
+      guard let inner else { return [] }
+      return [("part", inner)]
+    }
     var weightHosts: [(name: String, host: any WeightHost)] { [("kernel", kernel)] }
   }
 

@@ -25,7 +25,8 @@ extension PeftModel {
       throw PEFTError(
         .invalidAdapter,
         "Length of `adapter_names` should be the same as the number of inputs, but got "
-          + "\(names.count) and \(count) respectively.")
+          + "\(names.count) and \(count) respectively.",
+        remedy: "Name one adapter for each sequence, '__base__' for none.")
     }
     let unknown = Set(names).filter { $0 != "__base__" && selection.place(of: $0) == nil }
     if !unknown.isEmpty {

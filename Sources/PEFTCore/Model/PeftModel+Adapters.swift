@@ -269,7 +269,9 @@ extension PeftModel {
 
   func checkNewName(_ name: String) throws(PEFTError) {
     if records.contains(where: { $0.name == name }) {
-      throw PEFTError(.invalidAdapter, "Adapter with name '\(name)' already exists.")
+      throw PEFTError(
+        .invalidAdapter, "Adapter with name '\(name)' already exists.",
+        remedy: "Choose another name, or delete that adapter first.")
     }
     if "lora_".contains(name) {
       warnings.append(

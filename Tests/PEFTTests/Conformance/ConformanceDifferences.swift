@@ -167,6 +167,8 @@ enum ConformanceDifferences {
   static let warnings: [String] = [
     // A layer knows how it stores its weight.
     "fan_in_fan_out is set to",
+    // The base stays as it is beside PiSSA and OLoRA.
+    "changes the base weights of the model and should thus not be used with other adapters",
     // Said of every bias of B, whatever its shape.
     "have invalid shape",
   ]

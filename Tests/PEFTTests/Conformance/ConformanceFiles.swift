@@ -27,6 +27,7 @@ extension ConformanceRun {
     case "load_more":
       let report = try peft.load(
         path, as: name(step), strict: false, isTrainable: step["trainable"] == true)
+      expectWarnings(report.warnings, step, place)
       let infix = ".\(name(step))"
       let missing = names(step["value"]?["missing"]).map { $0.replacing(infix, with: "") }
       #expect(Set(report.missing) == Set(missing), "\(place)")
