@@ -79,6 +79,8 @@ enum ConformanceDifferences {
     "69:9": .stops, "69:13": .stops,
     // The layers know their initial values, whatever settings there are beside them.
     "11b:5": .skips, "11b:15": .skips, "11b:37": .skips,
+    // What was drawn is saved in its plain form, and names of initialisations in lower case.
+    "12:53": .accepts, "12:61": .accepts,
     // peft loses modules trained in full there.
     "11b:25": .accepts, "11b:31": .accepts,
     // Shapes are compared before anything is loaded.
@@ -169,6 +171,10 @@ enum ConformanceDifferences {
     "fan_in_fan_out is set to",
     // The base stays as it is beside PiSSA and OLoRA.
     "changes the base weights of the model and should thus not be used with other adapters",
+    // Such adapters convert too.
+    "Using Rank-Stabilized LoRA with rank_pattern/alpha_pattern and post-training conversion",
+    // Settings that are left out have their defaults.
+    "is not specified. Using default",
     // Said of every bias of B, whatever its shape.
     "have invalid shape",
   ]

@@ -111,7 +111,7 @@ extension ConformanceRun {
     case "layers":
       for (path, wanted) in value.object?.members ?? [] {
         let path = path.replacing(".base_layer.", with: ".")
-        let host = try #require(host(path), "\(place): \(path)")
+        let host = try #require(self.host(path), "\(place): \(path)")
         #expect(peft.printed(path: path).typeName == wanted["printed"]?.string, "\(place): \(path)")
         #expect(host.inputFeatures == wanted["in_features"]?.int, "\(place): \(path)")
         #expect(host.outputFeatures == wanted["out_features"]?.int, "\(place): \(path)")

@@ -23,8 +23,8 @@ struct ConformanceTests {
     try run.use(["model": "bert"])
     let peft = run.wrap()
     let config = LoRAConfig(
-      rank: 2, targets: TargetSelection(.list(["query"])),
-      modulesToSave: ["pooler"], taskType: .sequenceClassification)
+      rank: 2, targets: TargetSelection(.list(["query"])), taskType: .sequenceClassification,
+      modulesToSave: ["pooler"])
     let before = config.object
     // The heads as peft lists them for the first adapter, and for both here.
     let heads = ConformanceRun.sorted(step["value"]?["first"] ?? .null)
