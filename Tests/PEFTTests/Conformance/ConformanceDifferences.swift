@@ -16,8 +16,7 @@ enum ConformanceDifferences {
   /// Cases that are not run, with the reason.
   static let others: [String: String] = [
     "11c": "the plain form of an adapter needs no folder of initial values, so none can be wrong",
-    "37":
-      "models of 16 bits: the goldens of layers have their merged weights (Tests/Goldens/layers)",
+    "37": "weights of 16 bits are merged in TunerLoRATests/LayerGoldenTests.swift",
     "43": "an adapter is float32 on every base, so there are no types to choose",
     "48b": "adapters are switched off for the model as a whole, never for a layer",
     "57": "adapters are active, merged and trained as a whole, so no layer has a status of its own",
@@ -25,7 +24,7 @@ enum ConformanceDifferences {
     "59c": "an exchange takes any rank, so nothing is padded for it",
     "71c": "has a test of its own, as a configuration is a value here",
     "72": "run by TunerLoRATests/ConformanceSteps.swift",
-    "72c": "a layer of one's own is a Dispatcher here (RegistryTests, InnerLayerTests)",
+    "72c": "a layer of one's own is a Dispatcher here (PEFTCoreTests/RegistryTests.swift)",
   ]
 
   /// Steps of cases, as "case:step".
