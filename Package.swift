@@ -83,7 +83,7 @@ let package = Package(
     + module("Tensors", ["BLASKernels", "PEFTSupport"])
     + module("NN", ["Tensors"])
     // Adapters.
-    + module("PEFTCore", ["NN"])
+    + module("PEFTCore", ["NN"], testing: ["LayerTestSupport"])
     + module("TunerLoRA", ["PEFTCore"], testing: ["Models", "LayerTestSupport"])
     + module("TunerDoRA", ["TunerLoRA", "PEFTCore"], testing: ["Models", "LayerTestSupport"])
     + module(
@@ -94,7 +94,8 @@ let package = Package(
     + module("Models", ["NN"])
     + module(
       "Training", ["Models", "PEFTCore", "Tokenizers", "BLASKernels"], testing: ["TunerLoRA"])
-    + module("PEFT", ["Training", "TunerLoRA", "TunerDoRA", "TunerEDoRA"])
+    + module(
+      "PEFT", ["Training", "TunerLoRA", "TunerDoRA", "TunerEDoRA"], testing: ["LayerTestSupport"])
     // The tool.
     + [
       .executableTarget(

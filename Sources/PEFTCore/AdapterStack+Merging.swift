@@ -29,18 +29,36 @@ extension AdapterStack {
         }
       }
       if checkingFinite, !block.allFinite {
-        throw PEFTError(
-          .numericalFailure,
-          "NaNs detected in the merged weights. The adapter "
-            + "\(present.joined(separator: ", ")) seems to be broken",
-          at: self.path)
+        throw self.notFinite(
+          present.filter { !self.isFinite($0, rows: rows, base) }, of: present)
       }
     }
     result.weight = .matrix(matrix)
     result.bias = try mergedBias(present, result.bias)
+    if checkingFinite, result.bias?.value.allFinite == false {
+      throw notFinite(
+        present.filter { layer($0)?.biasDelta?.allFinite == false }, of: present)
+    }
     // A tied weight is no longer the one that it was tied to.
     result.isTied = false
     return result
+  }
+
+  /// The error for adapters whose own changes are not finite, or for all whose sum is not.
+  private func notFinite(_ broken: [String], of all: [String]) -> PEFTError {
+    PEFTError(
+      .numericalFailure,
+      "NaNs detected in the merged weights. The adapter "
+        + "\((broken.isEmpty ? all : broken).joined(separator: ", ")) seems to be broken",
+      at: path, remedy: "Leave it out, or load it from a file whose values are finite.")
+  }
+
+  /// Whether the weight with one adapter alone is finite.
+  private func isFinite(_ name: String, rows: Range<Int>, _ base: any WeightMatrix) -> Bool {
+    var block = base.dequantized(rows: rows)
+    tokens(name)?.replace(in: &block, rows: rows)
+    do { try layer(name)?.addDelta(rows: rows, to: &block, base: base) } catch { return false }
+    return block.allFinite
   }
 
   /// Refuses adapters that train the same row.
@@ -53,7 +71,7 @@ extension AdapterStack {
           .invalidAdapter,
           "Token indices of adapter \(name) are already defined and would result in undefined "
             + "merging behavior. Only disjunct token indices are currently supported.",
-          at: path)
+          at: path, remedy: "Merge one of the adapters alone.")
       }
       taken.formUnion(indices)
     }

@@ -147,7 +147,9 @@ struct FileTests {
       .unsupported,
       "\(config): 'secret': true is not supported. Remove the key or set it to its default.")
     try FileSystem.write(config, "[]")
-    fails(.malformedFile, "\(config): is not a JSON object")
+    fails(
+      .malformedFile,
+      "\(config): is not a JSON object. It has to hold the adapter's settings, { … }.")
   }
 
   @Test func looseLoadingReportsWhatIsMissingAndUnused() throws {

@@ -1,3 +1,4 @@
+import BLASKernels
 import NN
 import PEFTCore
 import PEFTSupport
@@ -49,6 +50,33 @@ final class AdapterTree: Module {
           String(key.dropLast(".weight".count)), layer(entry.shape[1], entry.shape[0], bias: bias))
       }
     }
+    return tree
+  }
+
+  /// A linear layer with a bias, `lin`, one without, `part.plain`, an embedding, `emb`, and a
+  /// convolution in four groups, `conv`.
+  static func ofEveryKind() -> AdapterTree {
+    let tree = AdapterTree()
+    func matrix(_ shape: [Int], _ stream: UInt64) -> DenseMatrix {
+      DenseMatrix(.normal(shape, deviation: 1, key: DropoutKey(seed: 3, stream: stream)))
+    }
+    func linear(_ bias: Bool, _ stream: UInt64) -> Linear {
+      Linear(
+        HostParameters(
+          weight: .matrix(matrix([8, 10], stream)),
+          bias: bias ? Parameter(.zeros([8]), isTrainable: false) : nil),
+        inputFeatures: 10, outputFeatures: 8)
+    }
+    tree.add("lin", linear(true, 1))
+    tree.add("part.plain", linear(false, 2))
+    tree.add(
+      "emb",
+      Embedding(
+        HostParameters(weight: .matrix(matrix([11, 6], 3)), bias: nil), count: 11, width: 6))
+    tree.add(
+      "conv",
+      Convolution(
+        matrix([8, 9], 4), bias: nil, ConvolutionSettings(4, 8, kernel: [3, 3], groups: 4)))
     return tree
   }
 

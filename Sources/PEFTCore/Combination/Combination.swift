@@ -128,7 +128,8 @@ public struct Combination: Sendable {
     }
     if adapters.isEmpty {
       throw kind.isFactorwise
-        ? Self.unequalRanks([]) : invalid("Found no adapter matching the names in []")
+        ? Self.unequalRanks([])
+        : invalid("Found no adapter matching the names in []", "Name the adapters.")
     }
     if weights.count != adapters.count {
       throw invalid(

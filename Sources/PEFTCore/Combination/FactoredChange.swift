@@ -25,7 +25,8 @@ public struct FactoredChange: Sendable {
       b.shape[0] % (a.shape[0] / b.shape[1]) == 0
     else {
       throw PEFTError(
-        .shapeMismatch, "factors of shapes \(a.shape) and \(b.shape) have no product")
+        .shapeMismatch, "factors of shapes \(a.shape) and \(b.shape) have no product",
+        remedy: "A has one row for each column of B, in each of the groups.")
     }
     self.init(
       a.reshaped([a.shape[0], a.count / a.shape[0]]), b.reshaped([b.shape[0], b.shape[1]]),

@@ -52,7 +52,9 @@ extension PeftModel {
     BaseWeights { [self] (path, outputs, inputs, isEmbedding) throws(PEFTError) in
       let place = path.replacing(".base_layer.", with: ".")
       guard let host = hosts.first(where: { $0.path == place })?.host else {
-        throw PEFTError(.noMatchingModule, "the base model has no module '\(path)'")
+        throw PEFTError(
+          .noMatchingModule, "the base model has no module '\(path)'",
+          remedy: "The adapter was made for another base model.")
       }
       let stored = untouched(host).matrix.dequantized()
       return try BaseWeights.oriented(

@@ -45,7 +45,9 @@ extension PeftModel {
   /// - Throws: ``PEFTError`` as ``setScale(_:_:)``, and for a factor of 0.
   public func unscaleLayers(by factor: Double? = nil) throws(PEFTError) {
     if factor == 0 {
-      throw PEFTError(.invalidConfiguration, "scalings cannot be divided by 0")
+      throw PEFTError(
+        .invalidConfiguration, "scalings cannot be divided by 0",
+        remedy: "Without a factor the configured scalings are restored.")
     }
     try rescale(selection.active, factor ?? 1) { $0.unscale(by: factor) }
   }
@@ -55,7 +57,8 @@ extension PeftModel {
   ) throws(PEFTError) {
     guard factor.isFinite else {
       throw PEFTError(
-        .invalidConfiguration, "the scale is \(factor), a finite number was expected")
+        .invalidConfiguration, "the scale is \(factor), a finite number was expected",
+        remedy: "Give another factor.")
     }
     var found: [any ScaledLayer] = []
     for adapter in adapters {
@@ -63,11 +66,12 @@ extension PeftModel {
         throw PEFTError(
           .invalidState, "the adapter '\(adapter)' is merged", remedy: "Unmerge it first.")
       }
+      let record = try record(adapter)
       for layer in try adaptedLayers(of: adapter) {
         guard let scaled = layer.layer as? any ScaledLayer else {
           throw PEFTError(
             .unsupported, "the adapter '\(adapter)' has no scaling that can be changed",
-            at: layer.path)
+            at: layer.path, remedy: "Its method, \(record.tuner.methodName), has none.")
         }
         found.append(scaled)
       }

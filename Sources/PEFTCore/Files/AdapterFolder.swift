@@ -38,7 +38,9 @@ public struct AdapterFolder {
         remedy: "An adapter folder holds \(Self.configName) and \(Self.weightsName).")
     }
     guard let object = try FileSystem.readJSON(configPath).object else {
-      throw PEFTError(.malformedFile, "is not a JSON object", at: configPath)
+      throw PEFTError(
+        .malformedFile, "is not a JSON object", at: configPath,
+        remedy: "It has to hold the adapter's settings, { … }.")
     }
     config = object
     let weights = FileSystem.join(path, Self.weightsName)

@@ -39,6 +39,7 @@ extension PeftModel {
         config.modulesToSave.append(module)
       }
     }
+    let wasReplicated = isReplicated
     do {
       if config.targets.modules == nil {
         let paths = try sites(namedBy: factors).map { hosts[$0].path }
@@ -49,12 +50,9 @@ extension PeftModel {
     } catch {
       throw error.located(at: path)
     }
-    do throws(PEFTError) {
-      return try loadTensors(
+    return try fill(name, wasReplicated: wasReplicated) { () throws(PEFTError) in
+      try loadTensors(
         file, into: name, strict: true, form: .loralib, ignoringMismatchedSizes: false)
-    } catch {
-      try delete(name)
-      throw error
     }
   }
 

@@ -10,6 +10,8 @@ struct TensorReading {
   /// What was found so far.
   private(set) var report = LoadReport()
   private var values: [(parameter: Parameter, value: Tensor)] = []
+  /// Those that the file does not have; a layer may compute them from the others.
+  private var others: [Parameter] = []
   private var known: Set<String> = []
 
   init(_ file: any TensorFile) { self.file = file }
@@ -23,6 +25,7 @@ struct TensorReading {
     known.insert(key)
     guard let entry = file[key] else {
       if tensor.isStored { report.missing.append(key) }
+      others.append(tensor.parameter)
       return
     }
     if entry.shape != tensor.shape {
@@ -55,9 +58,10 @@ struct TensorReading {
     report.unexpected = others.filter { !base.contains($0) }
   }
 
-  /// Gives the parameters their values; when `body` then throws, they get the old ones back.
+  /// Gives the parameters their values; when `body` then throws, all parameters that were looked for
+  /// get the old ones back.
   func assign(then body: () throws(PEFTError) -> Void) throws(PEFTError) {
-    let before = values.map { ($0.parameter, $0.parameter.value) }
+    let before = (values.map(\.parameter) + others).map { ($0, $0.value) }
     for (parameter, value) in values { parameter.assign(value) }
     do throws(PEFTError) { try body() } catch {
       for (parameter, value) in before { parameter.assign(value) }

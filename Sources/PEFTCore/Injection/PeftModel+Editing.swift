@@ -9,6 +9,7 @@ extension PeftModel {
   ///   taken or not usable.
   public func rename(_ name: String, to newName: String) throws(PEFTError) {
     _ = try record(name)
+    warnings = []
     if name == newName { return }
     try checkNewName(newName)
     selection.rename(name, to: newName)
@@ -55,9 +56,7 @@ extension PeftModel {
   @discardableResult
   public func hotSwap(_ name: String, from folder: AdapterFolder) throws(PEFTError) -> LoadReport {
     guard let index = records.firstIndex(where: { $0.name == name }) else {
-      throw PEFTError(
-        .invalidAdapter, "Adapter \(name) not found.",
-        remedy: "There are: \(adapterNames.joined(separator: ", ")).")
+      throw PEFTError(.invalidAdapter, "Adapter \(name) not found.", remedy: namesNote)
     }
     let record = records[index]
     if mergedAdapters.contains(name) {
@@ -76,7 +75,9 @@ extension PeftModel {
     guard entry.tuner == record.tuner else {
       throw PEFTError(
         .invalidConfiguration,
-        "Incompatible methods: \(record.tuner) and \(entry.tuner)", at: folder.configPath)
+        "the adapter '\(name)' is of the method \(record.tuner.methodName), the one in the folder of "
+          + "\(entry.tuner.methodName)", at: folder.configPath,
+        remedy: "Load it as an adapter of its own.")
     }
     // All is made before anything is changed.
     let references = try initialValues(at: record.layout, in: folder.references)
@@ -107,7 +108,9 @@ extension PeftModel {
       throw PEFTError(
         .unexpectedTensor,
         "Hot swapping the adapter did not succeed, unexpected keys found: "
-          + "\(names.joined(separator: ", ")).", at: folder.tensors.path)
+          + "\(names.joined(separator: ", ")).", at: folder.tensors.path,
+        remedy:
+          "The adapter '\(name)' has no such layers: load the folder as an adapter of its own.")
     }
     try reading.assign { () throws(PEFTError) in
       for (place, _, layer) in made {
@@ -139,7 +142,8 @@ extension PeftModel {
     let types = (old["peft_type"]?.string ?? "", new["peft_type"]?.string ?? "")
     if types.0 != types.1 {
       throw PEFTError(
-        .invalidConfiguration, "Incompatible PEFT types found: \(types.0) and \(types.1)", at: path)
+        .invalidConfiguration, "Incompatible PEFT types found: \(types.0) and \(types.1)", at: path,
+        remedy: "Load it as an adapter of its own.")
     }
     for (key, standard) in comparedSettings {
       let values = [old, new].map { object -> JSONValue in
@@ -153,7 +157,8 @@ extension PeftModel {
         let texts = values.map(pythonText)
         throw PEFTError(
           .invalidConfiguration,
-          "Configs are incompatible: for \(key), \(texts[0]) != \(texts[1])", at: path)
+          "Configs are incompatible: for \(key), \(texts[0]) != \(texts[1])", at: path,
+          remedy: "Load it as an adapter of its own.")
       }
     }
   }

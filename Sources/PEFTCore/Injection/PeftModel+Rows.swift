@@ -25,15 +25,15 @@ extension PeftModel {
       throw PEFTError(
         .invalidAdapter,
         "Length of `adapter_names` should be the same as the number of inputs, but got "
-          + "\(names.count) and \(count) respectively.")
+          + "\(names.count) and \(count) respectively.",
+        remedy: "Name one adapter for each sequence, '__base__' for none.")
     }
     let unknown = Set(names).filter { $0 != "__base__" && selection.place(of: $0) == nil }
     if !unknown.isEmpty {
       throw PEFTError(
         .invalidAdapter,
         "Trying to infer with non-existing adapter(s): \(unknown.sorted().joined(separator: ", "))",
-        remedy: adapterNames.isEmpty
-          ? "There are none." : "There are: \(adapterNames.joined(separator: ", ")).")
+        remedy: namesNote)
     }
     for name in Set(names).sorted() where name != "__base__" {
       guard let site = try record(name).sites.first(where: { hosts[$0].host is any WeightHost })

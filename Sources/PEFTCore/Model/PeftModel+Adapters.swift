@@ -97,27 +97,49 @@ extension PeftModel {
   public func delete(_ name: String) throws(PEFTError) {
     warnings = []
     guard records.contains(where: { $0.name == name }) else {
-      throw PEFTError(.invalidAdapter, "Adapter \(name) does not exist")
+      throw PEFTError(.invalidAdapter, "Adapter \(name) does not exist", remedy: namesNote)
     }
     if mergedAdapters.contains(name) {
       throw PEFTError(
         .invalidState, "Cannot delete adapter(s) ['\(name)'] while they are merged.",
         remedy: "Please unmerge them first.")
     }
-    for (_, host) in hosts {
-      guard let stack = host.adapters as? AdapterStack else { continue }
-      stack.remove(name)
-      if stack.isEmpty { host.adapters = nil }
-    }
-    let wasOnlyActive = selection.active == [name]
-    records.removeAll { $0.name == name }
-    selection.remove(name)
-    if wasOnlyActive, let next = records.first?.name {
+    let wasActive = selection.active
+    takeOff(name)
+    // What was decided about the others stays unless others are active now.
+    guard wasActive.contains(name) else { return }
+    if wasActive == [name], let next = records.first?.name {
       selection.active = [next]
       warnings.append(
         "Adapter \(name) was active which is now deleted. Setting active adapter to \(next).")
     }
     updateTrainability(of: Set(selection.active))
+  }
+
+  private func takeOff(_ name: String) {
+    for (_, host) in hosts {
+      guard let stack = host.adapters as? AdapterStack else { continue }
+      stack.remove(name)
+      if stack.isEmpty { host.adapters = nil }
+    }
+    records.removeAll { $0.name == name }
+    selection.remove(name)
+  }
+
+  /// Gives values to an adapter that was just added; when they do not fit, it is taken off again.
+  ///
+  /// - Parameters:
+  ///   - name: The adapter.
+  ///   - wasReplicated: Whether the model's stack of layers was another one before it was added.
+  ///   - body: Gives the values.
+  func fill<Result>(
+    _ name: String, wasReplicated: Bool, _ body: () throws(PEFTError) -> Result
+  ) throws(PEFTError) -> Result {
+    do throws(PEFTError) { return try body() } catch {
+      takeOff(name)
+      if !wasReplicated, isReplicated { undoReplication() }
+      throw error
+    }
   }
 
   /// Makes the given adapters the active ones, and their parameters the trainable ones.
@@ -133,7 +155,9 @@ extension PeftModel {
     warnings = []
     for (place, name) in names.enumerated() {
       if names[..<place].contains(name) {
-        throw PEFTError(.invalidAdapter, "the adapter '\(name)' is named twice")
+        throw PEFTError(
+          .invalidAdapter, "the adapter '\(name)' is named twice",
+          remedy: "Name every adapter once.")
       }
       _ = try record(name)
     }
@@ -223,11 +247,12 @@ extension PeftModel {
 
   /// What the adapters of a model have to agree on.
   private func checkAgainstOthers(_ config: any TunerConfig) throws(PEFTError) {
-    if config.bias != .none, records.contains(where: { $0.config.bias != .none }) {
+    if config.bias != .none, let other = records.first(where: { $0.config.bias != .none }) {
       throw PEFTError(
         .invalidConfiguration,
         "LoraModel supports only 1 adapter with bias. When using multiple adapters, set bias to "
-          + "'none' for all adapters.")
+          + "'none' for all adapters.", remedy: "The adapter '\(other.name)' trains biases already."
+      )
     }
     let parameters = config.targetParameters.sorted()
     if parameters.isEmpty { return }
@@ -244,7 +269,9 @@ extension PeftModel {
 
   func checkNewName(_ name: String) throws(PEFTError) {
     if records.contains(where: { $0.name == name }) {
-      throw PEFTError(.invalidAdapter, "Adapter with name '\(name)' already exists.")
+      throw PEFTError(
+        .invalidAdapter, "Adapter with name '\(name)' already exists.",
+        remedy: "Choose another name, or delete that adapter first.")
     }
     if "lora_".contains(name) {
       warnings.append(

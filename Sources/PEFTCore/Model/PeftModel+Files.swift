@@ -36,6 +36,7 @@ extension PeftModel {
     isTrainable: Bool = true, initial: (any TensorFile)? = nil
   ) throws(PEFTError) -> LoadReport {
     let target: TargetReport
+    let wasReplicated = isReplicated
     do {
       var config = try registry.config(of: folder)
       config.isInference = !isTrainable
@@ -47,16 +48,12 @@ extension PeftModel {
     } catch {
       throw error.located(at: folder.configPath)
     }
-    do throws(PEFTError) {
-      var report = try loadTensors(folder.tensors, into: name, strict: strict)
-      report.warnings = target.warnings + report.warnings
-      warnings = report.warnings
-      return report
-    } catch {
-      try delete(name)
-      if records.isEmpty, selection.replication != nil { undoReplication() }
-      throw error
+    var report = try fill(name, wasReplicated: wasReplicated) { () throws(PEFTError) in
+      try loadTensors(folder.tensors, into: name, strict: strict)
     }
+    report.warnings = target.warnings + report.warnings
+    warnings = report.warnings
+    return report
   }
 
   /// Overwrites the values of an adapter with tensors under peft's keys.

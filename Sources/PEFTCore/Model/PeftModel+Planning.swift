@@ -133,7 +133,7 @@ extension PeftModel {
           throw PEFTError(
             .unsupported,
             "Targeting an nn.Parameter on the top-level module is not supported (parameter "
-              + "'\(name)').")
+              + "'\(name)').", remedy: "Put the parameter into a module of the model.")
         }
         let full = "\(path).\(name)"
         own.append(
@@ -202,7 +202,8 @@ extension PeftModel {
       }
       if host is any WeightHost {
         throw PEFTError(
-          .unsupported, "a parameter that no layer holds cannot be trained in full", at: path)
+          .unsupported, "a parameter that no layer holds cannot be trained in full", at: path,
+          remedy: "Adapt it by 'target_parameters' instead.")
       }
       plan.saved.append(place)
     }

@@ -98,7 +98,7 @@ extension PeftModel {
         throw PEFTError(
           .noMatchingModule,
           "Target modules {'embed_tokens'} not found in the base model. Please check the target "
-            + "modules and try again.")
+            + "modules and try again.", remedy: "'trainable_token_indices' can name a module.")
       }
       found = [(place, hosts[place].path, indices)]
     case .modules(let entries):
@@ -143,8 +143,8 @@ extension PeftModel {
     let (path, host) = hosts[place]
     guard host is Embedding || host is Linear else {
       throw PEFTError(
-        .unsupported, "'trainable_token_indices': \(host.typeName) has no rows for tokens", at: path
-      )
+        .unsupported, "'trainable_token_indices': \(host.typeName) has no rows for tokens",
+        at: path, remedy: "Name embeddings and linear heads.")
     }
     if plan.saved.contains(place) {
       throw PEFTError(
@@ -163,7 +163,7 @@ extension PeftModel {
     if Set(indices).count != indices.count {
       throw PEFTError(
         .invalidConfiguration, "'trainable_token_indices': a token stands twice in \(indices)",
-        at: path)
+        at: path, remedy: "List every token once.")
     }
   }
 }

@@ -106,10 +106,15 @@ public final class PeftModel {
   func record(_ adapter: String) throws(PEFTError) -> AdapterRecord {
     guard let record = records.first(where: { $0.name == adapter }) else {
       throw PEFTError(
-        .invalidAdapter, "Adapter \(adapter) not found.",
-        remedy: "There are: \(adapterNames.joined(separator: ", ")).")
+        .invalidAdapter, "Adapter \(adapter) not found.", remedy: namesNote)
     }
     return record
+  }
+
+  /// What a message says of the adapters that there are.
+  var namesNote: String {
+    adapterNames.isEmpty
+      ? "There are none." : "There are: \(adapterNames.joined(separator: ", "))."
   }
 
   func stack(of host: any AdapterHost, path: String) -> AdapterStack {

@@ -6,14 +6,19 @@ struct NamePattern {
 
   /// Compiles an expression.
   ///
+  /// - Parameters:
+  ///   - pattern: The expression.
+  ///   - key: The config's key.
+  ///   - written: What the config has, where the expression is made of that.
   /// - Throws: ``PEFTError`` `invalidConfiguration` naming the key.
-  init(_ pattern: String, key: String) throws(PEFTError) {
+  init(_ pattern: String, key: String, writtenAs written: String? = nil) throws(PEFTError) {
     do {
       regex = try Regex(pattern)
     } catch {
       throw PEFTError(
-        .invalidConfiguration, "'\(key)': '\(pattern)' is not a valid regular expression (\(error))"
-      )
+        .invalidConfiguration,
+        "'\(key)': '\(written ?? pattern)' is not a valid regular expression",
+        remedy: "Correct it; the parser says: \(error)")
     }
   }
 
@@ -64,7 +69,8 @@ public struct SuffixPatterns: Sendable, Equatable {
         if Self.matches(name, plain: entry.key) { return entry.value }
         continue
       }
-      let pattern = try NamePattern("(.*\\.)?(\(entry.key))", key: configKey)
+      let pattern = try NamePattern(
+        "(.*\\.)?(\(entry.key))", key: configKey, writtenAs: entry.key)
       if pattern.matches(name) { return entry.value }
     }
     return nil

@@ -57,7 +57,8 @@ public struct TargetMatcher {
     }
     for pattern in selection.layersPattern {
       patterns.append(
-        try NamePattern(#"(?:.*?\.)?"# + pattern + #"\.(\d+)\."#, key: "layers_pattern"))
+        try NamePattern(
+          #"(?:.*?\.)?"# + pattern + #"\.(\d+)\."#, key: "layers_pattern", writtenAs: pattern))
     }
     layerPatterns = patterns
     self.savedModules = savedModules

@@ -15,20 +15,16 @@ enum ConformanceDifferences {
 
   /// Cases that are not run, with the reason.
   static let others: [String: String] = [
-    "6": "orthogonal factors have tests of their own", "11": "conversions have tests of their own",
-    "11b": "conversions have tests of their own", "11c": "conversions have tests of their own",
-    "12": "warnings of initialisations", "9b": "numbers in bf16 and f16",
-    "37": "numbers in f16", "43": "numbers in bf16 and f16",
-    "13b": "scalings have tests of their own", "20": "GPT-2", "22b": "other methods",
-    "42": "Python's names of layers", "48b": "single layers are not disabled",
-    "52": "generation has tests of its own", "51d": "generation has tests of its own",
-    "57": "single layers have no state", "57b": "single layers have no state",
-    "59c": "nothing is padded for hot swapping", "67c": "auto_mapping is not written",
-    "68b": "states have tests of their own", "69": "keys are not mapped",
-    "70": "there is one way to load",
-    "71c": "settings are values here, a call cannot change them",
-    "72": "conversions have tests of their own",
-    "72c": "dispatchers have tests of their own",
+    "11c": "the plain form of an adapter needs no folder of initial values, so none can be wrong",
+    "37": "weights of 16 bits are merged in TunerLoRATests/LayerGoldenTests.swift",
+    "43": "an adapter is float32 on every base, so there are no types to choose",
+    "48b": "adapters are switched off for the model as a whole, never for a layer",
+    "57": "adapters are active, merged and trained as a whole, so no layer has a status of its own",
+    "57b": "no layer has a status of its own",
+    "59c": "an exchange takes any rank, so nothing is padded for it",
+    "71c": "has a test of its own, as a configuration is a value here",
+    "72": "run by TunerLoRATests/ConformanceSteps.swift",
+    "72c": "a layer of one's own is a Dispatcher here (PEFTCoreTests/RegistryTests.swift)",
   ]
 
   /// Steps of cases, as "case:step".
@@ -70,6 +66,22 @@ enum ConformanceDifferences {
     // The same module by whole names, once.
     "53b:6": .says("Cannot add weighted adapters if they target the same module"),
     "53b:14": .skips,
+    // A scale for an adapter that there is not.
+    "13b:5": .says("Adapter nobody not found."), "13b:21": .says("Adapter nobody not found."),
+    // Adapters of different methods can be on one model; this one is not known.
+    "22b:2": .says("no registered tuner handles peft_type 'IA3'"),
+    // Drawn in float32, whatever the base's type.
+    "6:2": .skips, "6:3": .skips, "6:4": .skips,
+    // There are no beams.
+    "52:4": .skips, "52:5": .skips, "52:6": .skips,
+    // Keys are not mapped.
+    "69:9": .stops, "69:13": .stops,
+    // The layers know their initial values, whatever settings there are beside them.
+    "11b:5": .skips, "11b:15": .skips, "11b:37": .skips,
+    // What was drawn is saved in its plain form, and names of initialisations in lower case.
+    "12:53": .accepts, "12:61": .accepts,
+    // peft loses modules trained in full there.
+    "11b:25": .accepts, "11b:31": .accepts,
     // Shapes are compared before anything is loaded.
     "62b:12": .says("has shape [3, 10], the model needs [2, 10]"),
     "62b:17": .says("has shape [8, 2], the model needs [8, 3]"), "62b:14": .skips,
@@ -156,6 +168,12 @@ enum ConformanceDifferences {
   static let warnings: [String] = [
     // A layer knows how it stores its weight.
     "fan_in_fan_out is set to",
+    // The base stays as it is beside PiSSA and OLoRA.
+    "changes the base weights of the model and should thus not be used with other adapters",
+    // Such adapters convert too.
+    "Using Rank-Stabilized LoRA with rank_pattern/alpha_pattern and post-training conversion",
+    // Settings that are left out have their defaults.
+    "is not specified. Using default",
     // Said of every bias of B, whatever its shape.
     "have invalid shape",
   ]

@@ -36,6 +36,12 @@ extension ConformanceRun {
         Combination(
           kind, density: step["density"]?.double, svdRank: step["svd_rank"]?.int,
           compatibility: .peft))
+    case "add_other_method":
+      let members = JSONObject([("peft_type", step["peft_type"] ?? .null)])
+      try peft.add(name(step), any: try TunerRegistry.standard.config(members), seed: 0)
+    case "set_scale", "scale_layer", "unscale_layer":
+      try scale(call, step["arguments"]?.array ?? [])
+      try lookAtScalings(step, place)
     case "set_requires_grad":
       let wanted = step["adapters"]?.string.map { [$0] } ?? names(step["adapters"])
       try peft.setTrainable(wanted, step["requires_grad"] == true)
@@ -49,7 +55,9 @@ extension ConformanceRun {
         table, of: name(step), form: isInjected ? .injected : .file)
       #expect(report.missing.isEmpty && report.unexpected.isEmpty, "\(place): \(report)")
       snapshot = try peft.state(of: name(step), embeddings: .never)
+    case "set_state": try setState(step, place)
     case "forward": try compute(step, index, place)
+    case "generate": try generate(step, place)
     case "forward_disabled":
       expectWarnings(peft.biasWarnings, step, place)
       try peft.withAdaptersDisabled { try compute(step, index, place) }
@@ -74,7 +82,7 @@ extension ConformanceRun {
       if let adapters = step["adapters"], !adapters.isNull { try peft.setActive(names(adapters)) }
       try peft.mergeAndUnload(safe: step["safe"] == true)
       expectWarnings(peft.warnings, step, place)
-    case "save", "load", "load_more", "edit", "remove", "hotswap", "save_initial":
+    case "save", "load", "load_more", "load_goldens", "edit", "remove", "hotswap", "save_initial":
       try performOnFiles(call, step, place)
     default: try look(call, step, place)
     }
@@ -99,6 +107,18 @@ extension ConformanceRun {
       let found = try peft.adapterNames.map { try peft.targetReport(of: $0).matched }
       #expect(Set(found.flatMap { $0 }) == Set(names(value)), "\(place)")
     case "ranks": try lookAtRanks(value, step, place)
+    case "scaling": try lookAtScalings(step, place)
+    case "layers":
+      for (path, wanted) in value.object?.members ?? [] {
+        let path = path.replacing(".base_layer.", with: ".")
+        let host = try #require(self.host(path), "\(place): \(path)")
+        #expect(peft.printed(path: path).typeName == wanted["printed"]?.string, "\(place): \(path)")
+        #expect(host.inputFeatures == wanted["in_features"]?.int, "\(place): \(path)")
+        #expect(host.outputFeatures == wanted["out_features"]?.int, "\(place): \(path)")
+      }
+    case "state_keys":
+      let found = try peft.state(of: name(step), form: isInjected ? .injected : .file).names
+      #expect(Set(found) == Set(names(value)), "\(place)")
     case "trainable":
       let found = base.namedParameters().filter(\.info.isTrainable).map { Self.common($0.name) }
       #expect(Set(found) == Set(names(value).map(Self.common)), "\(place)")
@@ -158,6 +178,57 @@ extension ConformanceRun {
     }
   }
 
+  // MARK: Scalings, states, texts
+
+  private func scale(_ call: String, _ arguments: [JSONValue]) throws {
+    switch call {
+    case "set_scale":
+      try peft.setScale(arguments[0].string ?? "", arguments[1].double ?? .nan)
+    case "scale_layer": try peft.scaleLayers(by: arguments[0].double ?? .nan)
+    default: try peft.unscaleLayers(by: arguments.first?.double)
+    }
+  }
+
+  private func lookAtScalings(_ step: JSONValue, _ place: String) throws {
+    for (adapter, wanted) in step["value"]?.object?.members ?? [] {
+      let layer =
+        try peft.adaptedLayers(of: adapter).first {
+          $0.path == step["module"]?.string
+        }?.layer as? any ScaledLayer
+      let (found, number) = (layer?.scaling ?? .nan, wanted.double ?? .nan)
+      #expect(abs(found - number) <= 1e-7 * abs(number), "\(place): \(adapter), \(found)")
+    }
+  }
+
+  /// Gives an adapter the values that the one before had, under other keys.
+  private func setState(_ step: JSONValue, _ place: String) throws {
+    let state = try #require(snapshot)
+    let table = try TensorTable(
+      zip(names(step["keys"]), state.names).map { ($0, try state.tensor($1)) })
+    let report =
+      isInjected
+      ? try InjectedAdapters(in: base, registry: .standard).setState(table)
+      : try peft.setState(table, of: name(step))
+    #expect(Set(report.unexpected) == Set(names(step["value"]?["unexpected"])), "\(place)")
+    // peft counts the base's tensors as missing too.
+    let ofBase = base.namedParameters().count - (try peft.tensors(of: name(step)).count)
+    #expect(report.missing.count + ofBase == step["value"]?["missing"]?.int, "\(place)")
+  }
+
+  private func generate(_ step: JSONValue, _ place: String) throws {
+    let model = try #require(base as? any CausalLanguageModel)
+    let prompts = (step["prompts"]?.array ?? []).map { list in
+      (list.array ?? []).compactMap(\.int).map { Int32($0) }
+    }
+    let found = try model.generate(
+      prompts, GenerationSettings(maxNewTokens: step["new_tokens"]?.int ?? 0),
+      adapters: try peft.sequenceAdapters(names(step["rows"]), count: prompts.count))
+    let wanted = (step["value"]?.array ?? []).map { list in
+      (list.array ?? []).compactMap(\.int).map { Int32($0) }
+    }
+    #expect(zip(prompts, found).map { $0 + $1 } == wanted, "\(place)")
+  }
+
   private func lookAtSavedModules(_ value: JSONValue, _ place: String) throws {
     var found: [String: [String]] = [:]
     for adapter in peft.adapterNames {
@@ -192,6 +263,14 @@ extension ConformanceRun {
       name = String(name.dropLast(".weight".count))
     }
     return name
+  }
+
+  /// Whether two settings are the same, numbers in the digits that the goldens have.
+  static func isSame(_ found: JSONValue, _ wanted: JSONValue) -> Bool {
+    if let found = found.double, let wanted = wanted.double {
+      return abs(found - wanted) <= 1e-8 * abs(wanted)
+    }
+    return sorted(found) == sorted(wanted)
   }
 
   /// Lists of names are sets in peft.
