@@ -116,8 +116,9 @@ extension PeftModel {
       selection.active = [next]
       warnings.append(
         "Adapter \(name) was active which is now deleted. Setting active adapter to \(next).")
+      // Others keep what ``setTrainable(_:_:)`` made of them.
+      updateTrainability(of: [next])
     }
-    updateTrainability(of: Set(selection.active))
   }
 
   /// Makes the given adapters the active ones, and their parameters the trainable ones.

@@ -62,7 +62,7 @@ struct LoRAParts {
         if key.contains(".lora_") {
           throw PEFTError(
             .unsupported, "'\(key)' is not a tensor of LoRA or DoRA, so it cannot be combined",
-            at: name)
+            at: name, remedy: "Convert the adapter to LoRA first.")
         }
         others.append((key, value))
         continue
@@ -73,7 +73,9 @@ struct LoRAParts {
       found[path, default: [:]][suffix] = value
     }
     if paths.isEmpty {
-      throw PEFTError(.missingTensor, "the adapter has no factors A and B", at: name)
+      throw PEFTError(
+        .missingTensor, "the adapter has no factors A and B", at: name,
+        remedy: "The adapter is incomplete.")
     }
     var modules: [String: LoRAPart] = [:]
     for path in paths {

@@ -77,7 +77,7 @@ extension LoRAConfig {
         throw PEFTError(
           .shapeMismatch,
           "'\(key)' has shape \(first.shape), that of the trained adapter \(value.shape)",
-          at: initial.path)
+          at: initial.path, remedy: "Name the folder of the adapter that the training began with.")
       }
       let joined =
         isA
