@@ -186,7 +186,7 @@ struct LoRACombiner {
   private func checkSavedModules() throws(PEFTError) {
     var owners: [String: Set<Int>] = [:]
     for (index, adapter) in adapters.enumerated() {
-      for path in Set(adapter.others.compactMap { savedModule($0.key) }) {
+      for path in Set(adapter.others.compactMap { savedModule($0.key, adapter) }) {
         owners[path, default: []].insert(index)
       }
     }
@@ -210,8 +210,9 @@ struct LoRACombiner {
     }
   }
 
-  /// The module trained in full that a tensor belongs to; `nil` for weights of the base.
-  private func savedModule(_ key: String) -> String? {
+  /// The module trained in full that a tensor of an adapter belongs to; `nil` for weights and biases
+  /// of the base.
+  private func savedModule(_ key: String, _ adapter: LoRAParts) -> String? {
     if key.hasSuffix(".base_layer.weight") { return nil }
     var path = key.hasPrefix(LoRAParts.prefix) ? String(key.dropFirst(LoRAParts.prefix.count)) : key
     path = path.lastIndex(of: ".").map { String(path[..<$0]) } ?? path
@@ -222,6 +223,7 @@ struct LoRACombiner {
       let prefix = components.prefix(count).joined(separator: ".")
       if names.contains(where: { prefix == $0 || prefix.hasSuffix("." + $0) }) { return prefix }
     }
+    if key.hasSuffix(".bias"), adapter.settings.baseBias != "none" { return nil }
     return path
   }
 

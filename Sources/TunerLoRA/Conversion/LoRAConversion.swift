@@ -95,7 +95,7 @@ extension PeftModel {
       throw PEFTError(
         .invalidConfiguration,
         "If rank is a float, it is interpreted as a threshold. It must be between 0 and 1 but got "
-          + "\(share).")
+          + "\(share).", remedy: "Pass a number above 0 and up to 1, or a rank.")
     case .fixed(0):
       throw PEFTError(
         .invalidConfiguration,

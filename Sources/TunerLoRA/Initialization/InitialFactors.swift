@@ -69,7 +69,9 @@ struct InitialFactors {
         self = try Self.decomposed(site, initialization, rank, scaling)
       }
     case .corda, .loraGA:
-      guard let given = try Self.given(site, rank) else { throw Self.noInitialValues(initialization) }
+      guard let given = try Self.given(site, rank) else {
+        throw Self.noInitialValues(initialization)
+      }
       self = given
     }
     if isLinear, initialization.hasReference {
