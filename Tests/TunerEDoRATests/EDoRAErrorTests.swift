@@ -119,6 +119,21 @@ struct EDoRAErrorTests {
     }
   }
 
+  /// The recipe that the repositories have beside the config.
+  @Test func recipesThatAreNone() throws {
+    let path = folder("adapter")
+    try peft.save(path, adapter: "first")
+    let recipe = FileSystem.join(path, EDoRAConfig.reconstructionFile)
+    try FileSystem.write(recipe, "[]")
+    try peft.refuses("is not a JSON object", .malformedFile, at: recipe) {
+      try peft.load(path, as: "second")
+    }
+    try FileSystem.write(recipe, #"{"svd": 3}"#)
+    let error = #expect(throws: PEFTError.self) { try peft.load(path, as: "second") }
+    #expect(error?.message == "'svd' is an integer (3), a mapping was expected")
+    #expect(peft.adapterNames == ["first"])
+  }
+
   /// Files without A and B: for another base, or from where A and B came out differently.
   @Test(arguments: EDoRAConfig.Method.allCases)
   func compactFiles(_ method: EDoRAConfig.Method) throws {

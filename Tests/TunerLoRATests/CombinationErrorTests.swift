@@ -131,6 +131,11 @@ struct CombinationErrorTests {
     var empty = Self.values("b")
     empty.tensors = []
     refuses("the adapter has no factors A and B", .missingTensor, at: "b", [plain, empty])
+    var odd = Self.values("b")
+    odd.tensors[0].value = .zeros([3, 3])
+    refuses(
+      "'lin': factors of shapes [3, 3] and [4, 2] have no product", .shapeMismatch, at: "b",
+      [plain, odd])
     for (place, suffix) in ["lora_A.weight", "lora_B.weight"].enumerated() {
       var half = Self.values("b")
       half.tensors.remove(at: place)

@@ -187,6 +187,49 @@ struct LoRAErrorTests {
     }
   }
 
+  /// The settings of an initialisation, wherever they come from.
+  @Test func settingsOfInitialisations() throws {
+    var rho = EVASettings()
+    var tau = EVASettings()
+    for wrong in [0.5, .nan, .infinity] {
+      rho.rho = wrong
+      tau.tau = wrong == 0.5 ? -wrong : wrong
+      for (initialization, text, place) in [
+        (LoRAConfig.Initialization.eva(rho), "`rho` must be >= 1.0", "eva_config"),
+        (.eva(tau), "`tau` must be between 0.0 and 1.0.", "eva_config"),
+      ] {
+        try peft.refuses(text, .invalidConfiguration, at: "'\(place)'") {
+          try peft.add("second", Self.config("lin") { $0.initialization = initialization })
+        }
+      }
+    }
+    for gamma in [0, -1, Double.nan] {
+      try peft.refuses(
+        "'stable_gamma' is \(gamma), a positive number was expected", .invalidConfiguration,
+        at: "'lora_ga_config'"
+      ) {
+        try peft.add(
+          "second",
+          Self.config("lin") {
+            $0.initialization = .loraGA(LoRAGASettings(stableGamma: gamma))
+          })
+      }
+    }
+    try peft.refuses(
+      "'loftq_bits' is 3; only nf2, nf4 and int8 quantization is supported",
+      .invalidConfiguration, at: "'loftq_config'"
+    ) {
+      try peft.add(
+        "second", Self.config("lin") { $0.initialization = .loftq(LoftQSettings(bits: 3)) })
+    }
+    try peft.refuses(
+      "Number of iterations must be greater than 0", .invalidConfiguration, at: "'loftq_config'"
+    ) {
+      try peft.add(
+        "second", Self.config("lin") { $0.initialization = .loftq(LoftQSettings(iterations: 0)) })
+    }
+  }
+
   /// In peft's words (cases 5b, 16).
   @Test(arguments: [
     (

@@ -106,7 +106,9 @@ struct LoRAParts {
     }
     let factors: FactoredChange
     do { factors = try FactoredChange(a: a, b: b) } catch {
-      throw PEFTError(error.code, "'\(path)': \(error.message)", at: name)
+      throw PEFTError(
+        error.code, "'\(path)': \(error.message)", at: name,
+        remedy: "The adapter seems to be broken.")
     }
     let rank = LoRAPart.recordedRank(factors, isMatrix: a.shape.count == 2)
     let configured = try settings.scaling(configPath(path), rank: rank)

@@ -10,13 +10,22 @@ extension InitialFactors.Reference {
   ///   - a: A, `[r, in]`.
   ///   - b: B, `[out, r]`.
   ///   - scaling: The adapter's present scaling.
-  func plain(a: Tensor, b: Tensor, scaling: Float) -> (a: Tensor, b: Tensor) {
+  ///   - rank: What the settings say, which may be more than a small weight has singular vectors.
+  func plain(a: Tensor, b: Tensor, scaling: Float, rank: Int) -> (a: Tensor, b: Tensor) {
     let ratio = scaling == 0 ? 1 : self.scaling / scaling
     let negative = self.b.scaled(by: -ratio)
     return (
-      .stackingRows([a, self.a]),
-      Tensor.stackingRows([b.transposed(), negative.transposed()]).transposed()
+      Tensor.stackingRows([a, self.a]).padded(toRows: 2 * rank),
+      Tensor.stackingRows([b.transposed(), negative.transposed()]).padded(toRows: 2 * rank)
+        .transposed()
     )
+  }
+}
+
+extension Tensor {
+  /// With rows of zeros below, if there are not as many.
+  fileprivate func padded(toRows count: Int) -> Tensor {
+    rows < count ? .stackingRows([self, .zeros([count - rows, columns])]) : self
   }
 }
 
@@ -79,11 +88,13 @@ extension LoRAConfig {
           "'\(key)' has shape \(first.shape), that of the trained adapter \(value.shape)",
           at: initial.path, remedy: "Name the folder of the adapter that the training began with.")
       }
+      let path = key.dropFirst(LoRAParts.prefix.count).dropLast(".lora_A.weight".count)
+      let rank = try config.rank(LoRAParts.configPath(String(path)))
       let joined =
         isA
-        ? Tensor.stackingRows([value, first])
+        ? Tensor.stackingRows([value, first]).padded(toRows: rank)
         : Tensor.stackingRows([value.transposed(), first.scaled(by: -1).transposed()])
-          .transposed()
+          .padded(toRows: rank).transposed()
       items.append((key, joined))
     }
     return (config, items)
