@@ -88,8 +88,9 @@ extension LoRAConfig {
           "'\(key)' has shape \(first.shape), that of the trained adapter \(value.shape)",
           at: initial.path, remedy: "Name the folder of the adapter that the training began with.")
       }
-      let path = key.dropFirst(LoRAParts.prefix.count).dropLast(".lora_A.weight".count)
-      let rank = try config.rank(LoRAParts.configPath(String(path)))
+      let path = key.dropFirst(key.hasPrefix(LoRAParts.prefix) ? LoRAParts.prefix.count : 0)
+      let rank = try config.rank(
+        LoRAParts.configPath(String(path.dropLast(".lora_A.weight".count))))
       let joined =
         isA
         ? Tensor.stackingRows([value, first]).padded(toRows: rank)
