@@ -32,18 +32,14 @@ public enum DoRATuner: Tuner {
 
   /// What LoRA does: the factors are its own.
   public static func prepare(_ plan: inout AdapterPlan) throws(PEFTError) {
-    if let config = plan.config as? LoRAConfig { try checkInitialization(config) }
-    try LoRATuner.prepare(&plan)
-  }
-
-  static func checkInitialization(_ config: LoRAConfig) throws(PEFTError) {
-    guard config.initialization.isPlainProduct else {
+    if let config = plan.config as? LoRAConfig, !config.initialization.isPlainProduct {
       throw PEFTError(
         .unsupported,
         "'init_lora_weights': \(config.initialization.json.text()) is not supported for DoRA, whose "
           + "norms are those of the untouched base weight",
         remedy: "Use true, false, \"gaussian\", \"orthogonal\" or \"eva\", or 'use_dora': false.")
     }
+    try LoRATuner.prepare(&plan)
   }
 }
 
@@ -55,13 +51,11 @@ struct DoRADispatcher: Dispatcher {
     guard let config = site.config as? LoRAConfig, site.target == site.path else { return nil }
     switch site.host {
     case is Linear, is Embedding, is Convolution, is Conv1D: break
-    default: return nil
-    }
-    try DoRATuner.checkInitialization(config)
-    if config.usesLoRABias {
+    case is MultiheadAttention:
       throw PEFTError(
-        .invalidConfiguration,
-        "The argument lora_bias=True is not supported for DoRA, please pass use_dora=False")
+        .unsupported,
+        "MultiheadAttention does not support DoRA (yet), please set use_dora to False")
+    default: return nil
     }
     if site.tied != nil {
       throw PEFTError(

@@ -58,10 +58,14 @@ extension PeftModel {
       throw PEFTError(
         .unsupported,
         "an adapter of the method \(old.object["peft_type"]?.string ?? "?") cannot be converted",
-        remedy: "Adapters of LoRA, DoRA, EDoRA and LoRA-XS can.")
+        at: name, remedy: "Adapters of LoRA, DoRA, EDoRA and LoRA-XS can.")
     }
-    let plan = try ConversionPlan(
-      source, recipe, to: form, rank: rank, isCompact: isCompact)
+    let plan: ConversionPlan
+    do throws(PEFTError) {
+      plan = try ConversionPlan(source, recipe, to: form, rank: rank, isCompact: isCompact)
+    } catch {
+      throw error.located(at: name)
+    }
     try add(newName, any: plan.config, seed: 0)
     do throws(PEFTError) {
       return try fill(newName, from: name, plan)
@@ -206,9 +210,7 @@ struct LayerConversion {
   ///
   /// - Returns: ‖ΔW′ − ΔW‖² and ‖ΔW‖², both 0 where nothing is lost.
   func run() throws(PEFTError) -> (difference: Double, size: Double) {
-    guard let old = try makeOld() else {
-      throw PEFTError(.unsupported, "an adapter of this kind cannot be converted")
-    }
+    guard let old = try makeOld() else { throw Self.noFactors }
     switch to {
     case let layer as EDoRALayer:
       if plan.isExact, let source = from as? EDoRALayer {
@@ -249,11 +251,17 @@ struct LayerConversion {
       }
       try requireValues()
       try factorise(try delta(from), into: layer)
-    default:
-      throw PEFTError(.unsupported, "an adapter of this kind cannot be converted to")
+    default: throw Self.noFactors
     }
     let (before, after) = (try delta(from), try delta(to))
     return ((after + before.scaled(by: -1)).sumOfSquares, before.sumOfSquares)
+  }
+
+  private static var noFactors: PEFTError {
+    PEFTError(
+      .unsupported, "the adapter's layer is not made of factors that can be converted",
+      remedy: "What 'enable_lora', 'target_parameters' and 'ensure_weight_tying' make keeps its "
+        + "form, and so do layers of other programs.")
   }
 
   private func requireValues() throws(PEFTError) {
@@ -283,10 +291,12 @@ struct LayerConversion {
   /// B·A from the leading singular values of a change.
   private func factorise(_ delta: Tensor, into layer: any LoRAFactors) throws(PEFTError) {
     let oriented = host is Embedding ? delta.transposed() : delta
-    let (rows, columns) = (oriented.rows, oriented.columns)
-    guard layer.rank <= min(rows, columns), host.groups == 1 else {
+    let most = min(oriented.rows, oriented.columns)
+    guard layer.rank <= most else {
       throw PEFTError(
-        .unsupported, "a change [\(rows), \(columns)] cannot be written with rank \(layer.rank)")
+        .invalidConfiguration,
+        "The chosen rank \(layer.rank) is larger than the weight shape (\(most)), please choose a "
+          + "lower rank.")
     }
     let (a, b) = try Decomposition.leading(oriented, rank: layer.rank, by: .exact, seed: 0)
     layer.a.assign(a.scaled(by: Float(1 / layer.scaling)).reshaped(layer.a.shape))
@@ -300,7 +310,9 @@ struct LayerConversion {
   ) throws(PEFTError) {
     try requireValues()
     guard let latent = layer.latent else {
-      throw PEFTError(.unsupported, "a change cannot be projected where there is no R")
+      throw PEFTError(
+        .unsupported, "the recipe has no R ('r_squared': false) that a change could go into",
+        remedy: "Convert the adapter to DoRA or LoRA first.")
     }
     let left = linear(layer.b.value.transposed(), outer.transposed())
     let right = linear(a, layer.a.value)
@@ -309,8 +321,8 @@ struct LayerConversion {
       linear(layer.b.value.transposed(), layer.b.value.transposed()),
       linear(layer.a.value, layer.a.value)
     )
-    let first = try Self.solve(bb, middle)
-    let second = try Self.solve(aa, first.transposed()).transposed()
+    let first = try solve(bb, middle)
+    let second = try solve(aa, first.transposed()).transposed()
     latent.assign(second.scaled(by: Float(scaling / Double(layer.scaling))))
   }
 
@@ -349,16 +361,21 @@ struct LayerConversion {
   }
 
   /// X of M·X = N for a symmetric positive definite M, by elimination in double precision.
-  private static func solve(_ m: Tensor, _ n: Tensor) throws(PEFTError) -> Tensor {
+  private func solve(_ m: Tensor, _ n: Tensor) throws(PEFTError) -> Tensor {
     let (size, width) = (m.rows, n.columns)
     var rows = (0..<size).map { row in
       (m.rowRange(row..<row + 1).scalars + n.rowRange(row..<row + 1).scalars).map(Double.init)
     }
+    // Squares of singular values that are rounding beside the largest.
+    let least = 1e-12 * (0..<size).reduce(0) { max($0, abs(rows[$1][$1])) }
     for pivot in 0..<size {
       let best = (pivot..<size).max { abs(rows[$0][pivot]) < abs(rows[$1][pivot]) } ?? pivot
       rows.swapAt(pivot, best)
-      guard abs(rows[pivot][pivot]) > 1e-20 else {
-        throw PEFTError(.numericalFailure, "A or B does not have full rank")
+      guard abs(rows[pivot][pivot]) > least else {
+        throw PEFTError(
+          .numericalFailure,
+          "the weight has fewer than \(size) singular vectors that A and B could be made of",
+          remedy: "Choose a lower rank.")
       }
       for row in 0..<size where row != pivot {
         let factor = rows[row][pivot] / rows[pivot][pivot]

@@ -108,7 +108,8 @@ public struct EDoRAConfig: TunerConfig, Equatable {
     let type = try reader.string("peft_type") ?? Method.edora.rawValue
     guard let method = Method(rawValue: type) else {
       throw PEFTError(
-        .invalidConfiguration, "'peft_type' is '\(type)', EDORA or LORA_XS was expected")
+        .invalidConfiguration, "'peft_type' is '\(type)', EDORA or LORA_XS was expected",
+        remedy: "Use one of the two, or the config of the other method.")
     }
     var shared = JSONObject(
       object.members.filter { !Self.ownKeys.contains($0.key) }.map { ($0.key, $0.value) })
@@ -166,10 +167,17 @@ public struct EDoRAConfig: TunerConfig, Equatable {
   /// - Throws: ``PEFTError`` `invalidConfiguration`, naming the key.
   public func validate() throws(PEFTError) {
     try lora.validate()
+    for (key, isSet) in [
+      ("lora_bias", lora.usesLoRABias), ("enable_lora", !lora.enabledParts.isEmpty),
+    ] where isSet {
+      throw PEFTError(
+        .unsupported, "'\(key)' is not supported by this method", remedy: "Remove the key.")
+    }
     if !(sigma >= 0 && sigma.isFinite) {
       throw PEFTError(
         .invalidConfiguration,
-        "'init_sigma' is \(sigma), a finite number that is not negative was expected")
+        "'init_sigma' is \(sigma), a finite number that is not negative was expected",
+        remedy: "The default is 1e-5.")
     }
     if isCompact, !reconstruction.hasLatent {
       throw PEFTError(
@@ -256,7 +264,8 @@ public struct Reconstruction: Sendable, Equatable {
     if let iterations = try reader.int("n_iter") {
       guard iterations >= 0 else {
         throw PEFTError(
-          .invalidConfiguration, "'svd.n_iter' is \(iterations), it cannot be negative")
+          .invalidConfiguration, "'svd.n_iter' is \(iterations), it cannot be negative",
+          remedy: "Leave it out for an exact decomposition.")
       }
       decomposition = .randomized(iterations: iterations)
     }

@@ -97,7 +97,9 @@ enum RepositoryForm {
 
   private static func recipe(_ path: String) throws(PEFTError) -> JSONObject {
     guard let object = try FileSystem.readJSON(path).object else {
-      throw PEFTError(.malformedFile, "is not a JSON object", at: path)
+      throw PEFTError(
+        .malformedFile, "is not a JSON object", at: path,
+        remedy: "It holds the members of 'reconstruct_config'.")
     }
     return object
   }

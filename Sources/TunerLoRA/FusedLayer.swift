@@ -35,7 +35,8 @@ final class FusedLayer: LowRankLayer, ScaledLayer {
       throw PEFTError(
         .invalidConfiguration,
         "'enable_lora': \(parts.count) parts of \(host.outputFeatures) outputs; the length of "
-          + "enable_lora must divide out_features")
+          + "enable_lora must divide out_features",
+        remedy: "List the parts of this layer, or do not target it.")
     }
     rank = try config.rank(site.target)
     configuredScaling = try config.scaling(site.target, rank: rank)

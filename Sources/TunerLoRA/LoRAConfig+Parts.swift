@@ -7,7 +7,8 @@ extension LoRAConfig {
     if enabledParts.isEmpty { return }
     if !enabledParts.contains(true) {
       throw PEFTError(
-        .invalidConfiguration, "'enable_lora' enables no part; at least one was expected")
+        .invalidConfiguration, "'enable_lora' enables no part; at least one was expected",
+        remedy: "Set one of its elements to true, or remove the key.")
     }
     for (key, isSet) in [
       ("lora_bias", usesLoRABias), ("use_dora", usesDoRA),

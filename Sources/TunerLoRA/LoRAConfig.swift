@@ -165,6 +165,10 @@ public struct LoRAConfig: TunerConfig, Equatable {
   }
 
   private mutating func readOthers(_ reader: inout ConfigReader) throws(PEFTError) {
+    if usesDoRA, reader.value("megatron_config") != nil {
+      throw PEFTError(
+        .unsupported, "DoRA does not support megatron_core, please set `use_dora=False`.")
+    }
     for (key, standard, isRefused) in Self.otherKeys {
       if isRefused { try reader.refuse(key, unless: standard, false) }
       if !isRefused, let value = reader.value(key), value != standard { passive[key] = value }

@@ -126,7 +126,7 @@ final class LoRALayer: ScaledLayer {
         remedy: "Save it in its trained form, or merge it.")
     }
     guard let reference else { return parameters.map { ($0.suffix, $0.parameter.value) } }
-    let plain = reference.plain(a: a.value, b: b.value, scaling: Float(scaling))
+    let plain = reference.plain(a: a.value, b: b.value, scaling: Float(scaling), rank: rank)
     return [("lora_A.weight", plain.a), ("lora_B.weight", plain.b)]
   }
 

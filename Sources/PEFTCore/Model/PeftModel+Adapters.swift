@@ -112,8 +112,9 @@ extension PeftModel {
       selection.active = [next]
       warnings.append(
         "Adapter \(name) was active which is now deleted. Setting active adapter to \(next).")
+      // Others keep what ``setTrainable(_:_:)`` made of them.
+      updateTrainability(of: [next])
     }
-    updateTrainability(of: Set(selection.active))
   }
 
   private func takeOff(_ name: String) {

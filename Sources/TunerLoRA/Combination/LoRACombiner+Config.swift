@@ -72,7 +72,8 @@ extension LoRACombiner {
       throw PEFTError(
         .invalidConfiguration,
         "all adapter configs should follow the same target modules type. Combining adapters with "
-          + "`target_modules` type being a mix of list/set and string is not supported.")
+          + "`target_modules` type being a mix of list/set and string is not supported.",
+        remedy: "Combine them without the compatibility with peft.")
     }
     if isExact, selections.allSatisfy({ $0 == selections[0] }) { return selections[0] }
     var result = selections[0]

@@ -39,7 +39,8 @@ extension LoRACombiner {
     }
     if makesBias {
       throw PEFTError(
-        .unsupported, "DoRA adapters with lora_bias cannot be combined", at: path)
+        .unsupported, "adapters with 'lora_bias' cannot be combined with DoRA adapters", at: path,
+        remedy: "Combine the DoRA adapters by themselves.")
     }
     var factors: [[Double]] = []
     for (part, magnitude) in zip(parts, magnitudes) {
@@ -50,8 +51,9 @@ extension LoRACombiner {
       guard magnitude.count == weight.rows else {
         throw PEFTError(
           .shapeMismatch,
-          "lora_magnitude_vector has shape \(magnitude.shape), \(weight.rows) "
-            + "elements were expected", at: path)
+          "'lora_magnitude_vector' of the adapter '\(adapters[part.adapter].name)' has shape "
+            + "\(magnitude.shape), \(weight.rows) elements were expected", at: path,
+          remedy: "The adapter was made for another base model.")
       }
       let changed = weight + part.factors.product(scale: part.scaling)
       factors.append(zip(magnitude.scalars, norms(changed)).map { Double($0) / $1 })

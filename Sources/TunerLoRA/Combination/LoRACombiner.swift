@@ -105,9 +105,13 @@ struct LoRACombiner {
       adapter.modules[path].map { (index: index, weight: adapter.weight, part: $0) }
     }
     let like = present[0].part
-    guard present.allSatisfy({ $0.part.isEmbedding == like.isEmbedding }) else {
+    if let other = present.first(where: { $0.part.isEmbedding != like.isEmbedding }) {
+      let pair = like.isEmbedding ? (present[0], other) : (other, present[0])
       throw PEFTError(
-        .shapeMismatch, "is an embedding to one adapter and not to another", at: path)
+        .shapeMismatch,
+        "is an embedding to the adapter '\(adapters[pair.0.index].name)' and none to "
+          + "'\(adapters[pair.1.index].name)'", at: path,
+        remedy: "The adapters were made for different base models.")
     }
     // What the config counts as the rank, as rows of A.
     let recorded =
@@ -152,7 +156,8 @@ struct LoRACombiner {
         throw PEFTError(
           .unsupported,
           "'bias': \"\(adapter.settings.baseBias)\": biases of the base that were trained cannot be "
-            + "combined", at: adapter.name)
+            + "combined", at: adapter.name,
+          remedy: "Leave the adapter out, or use the compatibility with peft, which drops them.")
       }
       let mutating = ["pissa", "olora", "corda", "lora_ga", "loftq"]
       if let name = adapter.settings.initialization?.lowercased(),
@@ -167,9 +172,13 @@ struct LoRACombiner {
     }
     for key in ["layer_replication", "trainable_token_indices", "enable_lora"] {
       let values = adapters.map { $0.config[key] ?? .null }
-      if values.contains(where: { $0 != values[0] }) {
+      if let other = values.firstIndex(where: { $0 != values[0] }) {
         throw PEFTError(
-          .unsupported, "'\(key)' differs between the adapters, so they cannot be combined")
+          .unsupported,
+          "'\(key)' differs between the adapters '\(adapters[0].name)' and "
+            + "'\(adapters[other].name)', so they cannot be combined",
+          remedy: key == "enable_lora"
+            ? "Make plain LoRA of it first (expandParts)." : "Leave one of them out.")
       }
     }
   }
@@ -177,7 +186,7 @@ struct LoRACombiner {
   private func checkSavedModules() throws(PEFTError) {
     var owners: [String: Set<Int>] = [:]
     for (index, adapter) in adapters.enumerated() {
-      for path in Set(adapter.others.compactMap { savedModule($0.key) }) {
+      for path in Set(adapter.others.compactMap { savedModule($0.key, adapter) }) {
         owners[path, default: []].insert(index)
       }
     }
@@ -191,14 +200,19 @@ struct LoRACombiner {
     }
     for path in owners.keys.sorted() {
       if let adapted = paths.first(where: { $0 == path || $0.hasPrefix(path + ".") }) {
+        let owner = adapters[owners[path]!.min()!].name
+        let other = adapters.first { $0.modules[adapted] != nil }!.name
         throw PEFTError(
-          .unsupported, "one adapter trains '\(path)' in full, another adapts it", at: adapted)
+          .unsupported,
+          "the adapter '\(owner)' trains '\(path)' in full, '\(other)' adapts it", at: adapted,
+          remedy: "Leave one of them out.")
       }
     }
   }
 
-  /// The module trained in full that a tensor belongs to; `nil` for weights of the base.
-  private func savedModule(_ key: String) -> String? {
+  /// The module trained in full that a tensor of an adapter belongs to; `nil` for weights and biases
+  /// of the base.
+  private func savedModule(_ key: String, _ adapter: LoRAParts) -> String? {
     if key.hasSuffix(".base_layer.weight") { return nil }
     var path = key.hasPrefix(LoRAParts.prefix) ? String(key.dropFirst(LoRAParts.prefix.count)) : key
     path = path.lastIndex(of: ".").map { String(path[..<$0]) } ?? path
@@ -209,6 +223,7 @@ struct LoRACombiner {
       let prefix = components.prefix(count).joined(separator: ".")
       if names.contains(where: { prefix == $0 || prefix.hasSuffix("." + $0) }) { return prefix }
     }
+    if key.hasSuffix(".bias"), adapter.settings.baseBias != "none" { return nil }
     return path
   }
 

@@ -62,7 +62,7 @@ struct LoRAParts {
         if key.contains(".lora_") {
           throw PEFTError(
             .unsupported, "'\(key)' is not a tensor of LoRA or DoRA, so it cannot be combined",
-            at: name)
+            at: name, remedy: "Convert the adapter to LoRA first.")
         }
         others.append((key, value))
         continue
@@ -73,7 +73,9 @@ struct LoRAParts {
       found[path, default: [:]][suffix] = value
     }
     if paths.isEmpty {
-      throw PEFTError(.missingTensor, "the adapter has no factors A and B", at: name)
+      throw PEFTError(
+        .missingTensor, "the adapter has no factors A and B", at: name,
+        remedy: "The adapter is incomplete.")
     }
     var modules: [String: LoRAPart] = [:]
     for path in paths {
@@ -104,7 +106,9 @@ struct LoRAParts {
     }
     let factors: FactoredChange
     do { factors = try FactoredChange(a: a, b: b) } catch {
-      throw PEFTError(error.code, "'\(path)': \(error.message)", at: name)
+      throw PEFTError(
+        error.code, "'\(path)': \(error.message)", at: name,
+        remedy: "The adapter seems to be broken.")
     }
     let rank = LoRAPart.recordedRank(factors, isMatrix: a.shape.count == 2)
     let configured = try settings.scaling(configPath(path), rank: rank)

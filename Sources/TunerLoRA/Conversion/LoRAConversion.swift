@@ -95,14 +95,15 @@ extension PeftModel {
       throw PEFTError(
         .invalidConfiguration,
         "If rank is a float, it is interpreted as a threshold. It must be between 0 and 1 but got "
-          + "\(share).")
+          + "\(share).", remedy: "Pass a number above 0 and up to 1, or a rank.")
     case .fixed(0):
       throw PEFTError(
         .invalidConfiguration,
         "Passing a rank of 0 doesn't make sense, please pass a valid value.")
     case .fixed(let rank) where rank < 0:
       throw PEFTError(
-        .invalidConfiguration, "the rank is \(rank), a positive number was expected")
+        .invalidConfiguration, "the rank is \(rank), a positive number was expected",
+        remedy: "Pass the rank of the new adapter.")
     default: break
     }
     if let bias = config.object["bias"]?.string, bias != "none" {
@@ -113,7 +114,7 @@ extension PeftModel {
     if config.object["lora_bias"]?.bool == true {
       throw PEFTError(
         .unsupported, "The adapter's config sets lora_bias=true, which cannot be converted.",
-        at: adapter)
+        at: adapter, remedy: "Keep the adapter as it is.")
     }
   }
 

@@ -10,13 +10,22 @@ extension InitialFactors.Reference {
   ///   - a: A, `[r, in]`.
   ///   - b: B, `[out, r]`.
   ///   - scaling: The adapter's present scaling.
-  func plain(a: Tensor, b: Tensor, scaling: Float) -> (a: Tensor, b: Tensor) {
+  ///   - rank: What the settings say, which may be more than a small weight has singular vectors.
+  func plain(a: Tensor, b: Tensor, scaling: Float, rank: Int) -> (a: Tensor, b: Tensor) {
     let ratio = scaling == 0 ? 1 : self.scaling / scaling
     let negative = self.b.scaled(by: -ratio)
     return (
-      .stackingRows([a, self.a]),
-      Tensor.stackingRows([b.transposed(), negative.transposed()]).transposed()
+      Tensor.stackingRows([a, self.a]).padded(toRows: 2 * rank),
+      Tensor.stackingRows([b.transposed(), negative.transposed()]).padded(toRows: 2 * rank)
+        .transposed()
     )
+  }
+}
+
+extension Tensor {
+  /// With rows of zeros below, if there are not as many.
+  fileprivate func padded(toRows count: Int) -> Tensor {
+    rows < count ? .stackingRows([self, .zeros([count - rows, columns])]) : self
   }
 }
 
@@ -77,13 +86,16 @@ extension LoRAConfig {
         throw PEFTError(
           .shapeMismatch,
           "'\(key)' has shape \(first.shape), that of the trained adapter \(value.shape)",
-          at: initial.path)
+          at: initial.path, remedy: "Name the folder of the adapter that the training began with.")
       }
+      let path = key.dropFirst(key.hasPrefix(LoRAParts.prefix) ? LoRAParts.prefix.count : 0)
+      let rank = try config.rank(
+        LoRAParts.configPath(String(path.dropLast(".lora_A.weight".count))))
       let joined =
         isA
-        ? Tensor.stackingRows([value, first])
+        ? Tensor.stackingRows([value, first]).padded(toRows: rank)
         : Tensor.stackingRows([value.transposed(), first.scaled(by: -1).transposed()])
-          .transposed()
+          .padded(toRows: rank).transposed()
       items.append((key, joined))
     }
     return (config, items)

@@ -165,6 +165,11 @@ private struct Search {
       if rows.rows >= limits[place] { inputs[place] = rows }
     }
     for (place, rows) in inputs.sorted(by: { $0.key < $1.key }) {
+      guard rows.allFinite else {
+        throw PEFTError(
+          .numericalFailure, "the layer's inputs have infinite or NaN elements",
+          at: watched.sites[place].path, remedy: "Check the batches and the model's weights.")
+      }
       let before = analyses[place]!.components
       do { try analyses[place]!.add(rows) } catch {
         throw error.located(at: watched.sites[place].path)

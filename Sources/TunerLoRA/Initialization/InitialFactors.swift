@@ -43,7 +43,6 @@ struct InitialFactors {
     _ site: AdapterSite, _ config: LoRAConfig, rank: Int, scaling: Double
   ) throws(PEFTError) {
     let initialization = config.initialization
-    let given = Self.given(site)
     let isLinear = site.host.kernelShape.isEmpty && !(site.host is Embedding)
     if !isLinear { try initialization.checkWithoutWeight(site.host) }
     let kind = isLinear ? initialization : initialization.withoutWeight
@@ -64,13 +63,15 @@ struct InitialFactors {
     case .loftq(let settings):
       self = try Self.loftq(Self.weight(site), settings, rank, scaling)
     case .pissa, .randomizedPiSSA, .olora:
-      if let given {
+      if let given = try Self.given(site, rank) {
         self = given
       } else {
         self = try Self.decomposed(site, initialization, rank, scaling)
       }
     case .corda, .loraGA:
-      guard let given else { throw Self.noInitialValues(initialization) }
+      guard let given = try Self.given(site, rank) else {
+        throw Self.noInitialValues(initialization)
+      }
       self = given
     }
     if isLinear, initialization.hasReference {
@@ -79,9 +80,21 @@ struct InitialFactors {
   }
 
   /// Both factors, where the tuner's preparation or a file has them.
-  private static func given(_ site: AdapterSite) -> InitialFactors? {
+  private static func given(
+    _ site: AdapterSite, _ rank: Int
+  ) throws(PEFTError) -> InitialFactors? {
     guard let a = site.initialValues["lora_A.weight"], let b = site.initialValues["lora_B.weight"]
     else { return nil }
+    let (inputs, outputs) = (site.host.inputFeatures, site.host.outputFeatures)
+    // A weight has no more singular vectors.
+    let count = min(rank, inputs, outputs)
+    guard a.shape == [count, inputs], b.shape == [outputs, count] else {
+      throw PEFTError(
+        .shapeMismatch,
+        "the initial values of A and B have the shapes \(a.shape) and \(b.shape), "
+          + "\([count, inputs]) and \([outputs, count]) were expected",
+        remedy: "Name the folder of the adapter that the training began with.")
+    }
     return InitialFactors(a: a, b: b)
   }
 

@@ -37,11 +37,14 @@ public struct EVASettings: Sendable, Equatable {
 
   func validate() throws(PEFTError) {
     if !(rho >= 1 && rho.isFinite) {
-      throw PEFTError(.invalidConfiguration, "`rho` must be >= 1.0", at: "'eva_config'")
+      throw PEFTError(
+        .invalidConfiguration, "`rho` must be >= 1.0", at: "'eva_config'",
+        remedy: "It is \(rho); 1 leaves the ranks as they are.")
     }
     if !(0...1).contains(tau) {
       throw PEFTError(
-        .invalidConfiguration, "`tau` must be between 0.0 and 1.0.", at: "'eva_config'")
+        .invalidConfiguration, "`tau` must be between 0.0 and 1.0.", at: "'eva_config'",
+        remedy: "It is \(tau); the default is 0.99.")
     }
   }
 
@@ -196,7 +199,7 @@ public struct LoRAGASettings: Sendable, Equatable {
     if !(stableGamma > 0 && stableGamma.isFinite) {
       throw PEFTError(
         .invalidConfiguration, "'stable_gamma' is \(stableGamma), a positive number was expected",
-        at: "'lora_ga_config'")
+        at: "'lora_ga_config'", remedy: "The default is 16.")
     }
   }
 

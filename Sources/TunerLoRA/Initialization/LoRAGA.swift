@@ -46,6 +46,7 @@ enum LoRAGA {
     var runs = [Int](repeating: 0, count: probes.count)
     var sum = Gradients()
     var number = 0
+    var hasLoss = false
     while let batch = calibration.batch(number) {
       number += 1
       let loss = try batch.loss { host, input, output in
@@ -60,6 +61,7 @@ enum LoRAGA {
         }
       }
       guard let loss else { continue }
+      hasLoss = true
       guard loss.count == 1, loss.isTracked else {
         throw PEFTError(
           .invalidData, "the loss of batch \(number - 1) does not depend on the adapted layers",
@@ -71,6 +73,11 @@ enum LoRAGA {
           remedy: "Check the data.")
       }
       sum.add(loss.backward())
+    }
+    guard hasLoss else {
+      throw PEFTError(
+        .invalidData, "no batch has a loss, of whose gradient 'lora_ga' makes A and B",
+        remedy: "Return the loss from the function that runs the model on a batch.")
     }
     return probes.enumerated().map { place, probe in
       let gradient = sum[probe]?.scaled(by: 1 / Float(max(runs[place], 1)))

@@ -32,7 +32,8 @@ extension InitialFactors {
           standIn = try weight.merging { rows, block in block = rounded.rowRange(rows) }
         } catch {
           throw PEFTError(
-            .unsupported, "a weight in the format '\(weight.format)' cannot take rounded values")
+            .unsupported, "a weight in the format '\(weight.format)' cannot take rounded values",
+            remedy: "Use another 'init_lora_weights' than \"loftq\".")
         }
         var factors = try split(parts.u, parts.s, parts.vt, scaling)
         factors.standIn = standIn

@@ -82,7 +82,9 @@ extension AdapterPlan {
         remedy: "Pass batches to run the model on ('calibration').")
     }
     guard calibration.batch(0) != nil else {
-      throw PEFTError(.invalidData, "there is no batch to begin from ('\(name)')")
+      throw PEFTError(
+        .invalidData, "there is no batch to begin from ('\(name)')",
+        remedy: "Pass at least one batch ('calibration').")
     }
     return calibration
   }

@@ -1,0 +1,176 @@
+import LayerTestSupport
+import NN
+import PEFTCore
+import PEFTSupport
+import Tensors
+import TestSupport
+import Testing
+import TunerDoRA
+import TunerLoRA
+
+@testable import TunerEDoRA
+
+/// What EDoRA and LoRA-XS refuse, with the key or the module, and the model as it was.
+struct EDoRAErrorTests {
+  private let peft: PeftModel
+  private let folder: TemporaryFolder
+
+  init() throws {
+    folder = try TemporaryFolder()
+    peft = Self.model(seed: 1)
+    try peft.add("first", Self.config())
+    try peft.setTrainable(["first"], false)
+  }
+
+  private static func model(seed: UInt64) -> PeftModel {
+    let weight = Tensor.normal([8, 12], deviation: 0.4, key: DropoutKey(seed: seed, stream: 1))
+    let host = Linear(
+      HostParameters(weight: .matrix(DenseMatrix(weight)), bias: nil), inputFeatures: 12,
+      outputFeatures: 8)
+    return PeftModel(
+      SingleLayer(host), info: BaseModelInfo(modelType: "toy"), registry: GoldenTests.registry)
+  }
+
+  private static func config(
+    rank: Int = 3, _ change: (inout EDoRAConfig) -> Void = { _ in }
+  ) -> EDoRAConfig {
+    var config = EDoRAConfig(
+      rank: rank, alpha: 6, targets: TargetSelection(.list(["layer"])), sigma: 0.3)
+    change(&config)
+    return config
+  }
+
+  @Test func settings() throws {
+    let part = "'reconstruct_config'"
+    for (text, message, code, location) in [
+      (
+        #""peft_type": "LORA""#, "'peft_type' is 'LORA', EDORA or LORA_XS was expected",
+        .invalidConfiguration, nil
+      ),
+      (
+        #""init_lora_weights": "pissa""#,
+        "'init_lora_weights': \"pissa\" is not supported by this method", .unsupported, nil
+      ),
+      (
+        #""init_sigma": -1"#,
+        "'init_sigma' is -1.0, a finite number that is not negative was expected",
+        .invalidConfiguration, nil
+      ),
+      (
+        #""compact": true, "reconstruct_config": {"r_squared": false}"#,
+        "'compact' needs 'r_squared': true", .invalidConfiguration, nil
+      ),
+      (
+        #""lora_bias": true"#, "'lora_bias' is not supported by this method", .unsupported, nil
+      ),
+      (
+        #""enable_lora": [true, false]"#, "'enable_lora' is not supported by this method",
+        .unsupported, nil
+      ),
+      (
+        #""reconstruct_config": {"reconstruction_type": "qr"}"#,
+        "'reconstruction_type': \"qr\" is not supported", .unsupported, part
+      ),
+      (
+        #""reconstruct_config": {"reconstr_mode": "combined"}"#,
+        "'reconstr_mode': \"combined\" is not supported", .unsupported, part
+      ),
+      (
+        #""reconstruct_config": {"svd": {"n_iter": -1}}"#,
+        "'svd.n_iter' is -1, it cannot be negative", .invalidConfiguration, part
+      ),
+      (
+        #""reconstruct_config": {"svd": {"n_itr": 1}}"#, "unknown key 'svd.n_itr'",
+        .invalidConfiguration, part
+      ),
+    ] as [(String, String, PEFTError.Code, String?)] {
+      let object = try #require(try JSONValue(parsing: "{\(text)}").object)
+      expectError(message, code, at: location) { _ = try EDoRAConfig(object) }
+    }
+  }
+
+  /// The same where they come from a program.
+  @Test func adaptersThatCannotBeAdded() throws {
+    try peft.refuses(
+      "'r' is 9, but a weight [8, 12] has only 8 singular vectors", .invalidConfiguration,
+      at: "layer"
+    ) { try peft.add("second", Self.config(rank: 9)) }
+    for sigma in [-0.5, Double.nan, .infinity] {
+      try peft.refuses(
+        "'init_sigma' is \(sigma), a finite number that is not negative was expected",
+        .invalidConfiguration
+      ) { try peft.add("second", Self.config { $0.sigma = sigma }) }
+    }
+    try peft.refuses("'compact' needs 'r_squared': true", .invalidConfiguration) {
+      try peft.add(
+        "second",
+        Self.config {
+          $0.isCompact = true
+          $0.reconstruction.hasLatent = false
+        })
+    }
+    for (key, change) in [
+      ("lora_bias", { $0.lora.usesLoRABias = true }),
+      ("enable_lora", { $0.lora.enabledParts = [true, false] }),
+    ] as [(String, (inout EDoRAConfig) -> Void)] {
+      try peft.refuses("'\(key)' is not supported by this method", .unsupported) {
+        try peft.add("second", Self.config(change))
+      }
+    }
+  }
+
+  /// The recipe that the repositories have beside the config.
+  @Test func recipesThatAreNone() throws {
+    let path = folder("adapter")
+    try peft.save(path, adapter: "first")
+    let recipe = FileSystem.join(path, EDoRAConfig.reconstructionFile)
+    try FileSystem.write(recipe, "[]")
+    try peft.refuses("is not a JSON object", .malformedFile, at: recipe) {
+      try peft.load(path, as: "second")
+    }
+    try FileSystem.write(recipe, #"{"svd": 3}"#)
+    let error = #expect(throws: PEFTError.self) { try peft.load(path, as: "second") }
+    #expect(error?.message == "'svd' is an integer (3), a mapping was expected")
+    #expect(peft.adapterNames == ["first"])
+  }
+
+  /// Files without A and B: for another base, or from where A and B came out differently.
+  @Test(arguments: EDoRAConfig.Method.allCases)
+  func compactFiles(_ method: EDoRAConfig.Method) throws {
+    try peft.add(
+      "small",
+      Self.config {
+        $0.method = method
+        $0.isCompact = true
+      })
+    let path = folder("small")
+    try peft.save(path, adapter: "small")
+    let weights = FileSystem.join(path, AdapterFolder.weightsName)
+    let place = "\(weights), 'layer'"
+
+    let other = Self.model(seed: 2)
+    try other.refuses(
+      "the compact adapter was made for another base model: this module's weight is another one",
+      .invalidAdapter, at: place
+    ) { try other.load(path, as: "again") }
+    try other.add("first", Self.config())
+    try other.refuses(
+      "the compact adapter was made for another base model: this module's weight is another one",
+      .invalidAdapter, at: place
+    ) { try other.load(path, as: "again") }
+
+    let file = try SafetensorsFile(weights)
+    var items: [SafetensorsItem] = []
+    for name in file.names {
+      var value = try file.tensor(name)
+      // After the hash: products of A, then of B, with fixed vectors.
+      if name.hasSuffix("base_fingerprint") { value.withMutableSlice { $0[5] += 1 } }
+      items.append(SafetensorsItem(name, Tensor(shape: value.shape, scalars: value.scalars)))
+    }
+    try SafetensorsWriter.write(items, to: weights)
+    try peft.refuses(
+      "the compact adapter's A and B cannot be made again on this machine: the decomposition of this "
+        + "module's weight comes out differently", .invalidAdapter, at: place
+    ) { try peft.load(path, as: "again") }
+  }
+}
