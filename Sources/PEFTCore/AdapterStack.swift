@@ -2,6 +2,11 @@ import NN
 import PEFTSupport
 import Tensors
 
+extension AdapterHost {
+  /// What adapters have put into the slot; `nil` for a plain layer.
+  package var stack: AdapterStack? { adapters as? AdapterStack }
+}
+
 /// What a host's slot holds: the layers of any number of adapters, and what else of the host they
 /// train or replace: the module in full, rows of its weight, its bias.
 public final class AdapterStack: HostAdapters {

@@ -80,7 +80,7 @@ extension PeftModel {
     var ofLayers: Set<Parameter.ID> = []
     var trained = 0
     for (path, module) in base.namedModules() {
-      guard let host = module as? any AdapterHost, let stack = host.adapters as? AdapterStack,
+      guard let host = module as? any AdapterHost, let stack = host.stack,
         let from = stack.layer(name), let to = stack.layer(newName)
       else { continue }
       for parameter in to.parameters {

@@ -61,7 +61,7 @@ extension PeftModel {
     let record = try record(adapter)
     return record.layout.sorted { $0.place < $1.place }.compactMap { site in
       let (path, host) = hosts[site.place]
-      guard let layer = (host.adapters as? AdapterStack)?.layer(adapter) else { return nil }
+      guard let layer = host.stack?.layer(adapter) else { return nil }
       return AdaptedLayer(
         path: path, filePath: site.prefix, target: site.path, host: host, layer: layer,
         parameters: untouched(host))

@@ -25,7 +25,7 @@ extension PeftModel {
       }
       guard let place = places[path] else { continue }
       let host = hosts[place].host
-      let parameters = (host.adapters as? AdapterStack)?.original ?? host.parameters
+      let parameters = host.stack?.original ?? host.parameters
       guard case .matrix(let matrix) = parameters.weight else { continue }
       let shape = try file.entry(key).shape
       guard shape == [matrix.rows, matrix.columns] else {

@@ -86,7 +86,7 @@ extension PeftModel {
       record.layout, config, name, 0, entry, initialValues: references, isLoading: true)
     var replaced: Set<Parameter.ID> = []
     for ((place, layer), site) in zip(layers, record.layout) {
-      guard let stack = hosts[place].host.adapters as? AdapterStack, let old = stack.layer(name)
+      guard let stack = hosts[place].host.stack, let old = stack.layer(name)
       else { continue }
       replaced.formUnion(old.parameters.map(\.parameter.id))
       let wasTrainable = old.parameters.contains { $0.parameter.isTrainable }

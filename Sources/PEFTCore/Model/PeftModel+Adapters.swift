@@ -105,7 +105,7 @@ extension PeftModel {
         remedy: "Please unmerge them first.")
     }
     for (_, host) in hosts {
-      guard let stack = host.adapters as? AdapterStack else { continue }
+      guard let stack = host.stack else { continue }
       stack.remove(name)
       if stack.isEmpty { host.adapters = nil }
     }
@@ -206,7 +206,7 @@ extension PeftModel {
 
   /// A host's parameters without anything merged into them.
   func untouched(_ host: any AdapterHost) -> HostParameters {
-    (host.adapters as? AdapterStack)?.original ?? host.parameters
+    host.stack?.original ?? host.parameters
   }
 
   /// Lets the tuner prepare an adapter, with the other adapters off.

@@ -33,7 +33,7 @@ extension PeftModel {
     var result: [(String, Tensor)] = []
     for place in embeddingPlaces {
       let (path, host) = hosts[place]
-      let stack = host.adapters as? AdapterStack
+      let stack = host.stack
       let isWrapped = stack?.layers.isEmpty == false
       if isTarget, !isWrapped { continue }
       if stack?.copy(record.name) != nil { continue }

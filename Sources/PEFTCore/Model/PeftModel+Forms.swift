@@ -27,7 +27,7 @@ extension PeftModel {
     var own: [String: Int] = [:]
     for site in record.layout {
       let (path, host) = hosts[site.place]
-      guard let layer = (host.adapters as? AdapterStack)?.layer(adapter) else { continue }
+      guard let layer = host.stack?.layer(adapter) else { continue }
       for parameter in layer.parameters { own[parameter.keys(at: site.prefix)[0]] = site.place }
       do {
         replaced[site.place] = try layer.plainTensors().map {
@@ -53,7 +53,7 @@ extension PeftModel {
     let record = try record(adapter)
     var result: [(key: String, tensor: Tensor)] = []
     for site in record.layout.sorted(by: { $0.place < $1.place }) {
-      let layer = (hosts[site.place].host.adapters as? AdapterStack)?.layer(adapter)
+      let layer = hosts[site.place].host.stack?.layer(adapter)
       for (suffix, value) in layer?.referenceTensors ?? [] {
         result.append((Self.key(suffix, at: site.prefix), value))
       }

@@ -46,7 +46,7 @@ extension PeftModel {
     }
     for place in record.places {
       let (path, host) = hosts[place]
-      guard let stack = host.adapters as? AdapterStack else { continue }
+      guard let stack = host.stack else { continue }
       if let layer = stack.layer(adapter) {
         Self.tensors(of: layer, at: prefixes[place] ?? path).forEach(add)
       }
@@ -111,7 +111,7 @@ extension PeftModel {
   func forEachParameter(of record: AdapterRecord, _ body: (Parameter, Bool) -> Void) {
     let selected = selection.place(of: record.name)
     for place in record.places {
-      guard let stack = hosts[place].host.adapters as? AdapterStack else { continue }
+      guard let stack = hosts[place].host.stack else { continue }
       for parameter in stack.layer(record.name)?.parameters ?? [] where !parameter.isTransposed {
         body(parameter.parameter, parameter.isTrained)
       }

@@ -194,7 +194,7 @@ extension PeftModel {
     }
     for (place, (path, host)) in hosts.enumerated()
     where plan.savedPaths.contains(where: { path == $0 || path.hasPrefix($0 + ".") }) {
-      if let stack = host.adapters as? AdapterStack, !stack.layers.isEmpty {
+      if let stack = host.stack, !stack.layers.isEmpty {
         throw PEFTError(
           .invalidConfiguration,
           "modules_to_save cannot be applied to modules of type lora.\(host.typeName)", at: path,
