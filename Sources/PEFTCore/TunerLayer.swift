@@ -135,7 +135,7 @@ public struct AdapterParameter {
   /// The keys under which files may hold it, that under which it is written first.
   public func keys(at path: String) -> [String] {
     (["\(path)\(separator)\(suffix)"] + otherSuffixes.map { "\(path).\($0)" })
-      .map { "base_model.model.\($0)" }
+      .map(FileKey.key)
   }
 }
 

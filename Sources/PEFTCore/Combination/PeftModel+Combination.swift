@@ -50,7 +50,7 @@ extension PeftModel {
   /// The untouched weights of the base, whatever is merged.
   var baseWeights: BaseWeights {
     BaseWeights { [self] (path, outputs, inputs, isEmbedding) throws(PEFTError) in
-      let place = path.replacing(".base_layer.", with: ".")
+      let place = FileKey.modulePath(path)
       guard let host = hosts.first(where: { $0.path == place })?.host else {
         throw PEFTError(.noMatchingModule, "the base model has no module '\(path)'")
       }

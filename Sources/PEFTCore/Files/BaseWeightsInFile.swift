@@ -18,8 +18,9 @@ extension PeftModel {
   func baseWeights(among keys: [String], in file: any TensorFile) throws(PEFTError) -> [String] {
     guard keys.contains(where: { $0.hasSuffix(".weight") }) else { return [] }
     var found: [String] = []
-    for key in keys where key.hasPrefix(Self.filePrefix) && key.hasSuffix(".weight") {
-      var path = String(key.dropFirst(Self.filePrefix.count).dropLast(".weight".count))
+    for key in keys where key.hasSuffix(".weight") {
+      guard let name = FileKey.name(of: key) else { continue }
+      var path = String(name.dropLast(".weight".count))
       for wrapper in [".base_layer", ".token_adapter"] where path.hasSuffix(wrapper) {
         path = String(path.dropLast(wrapper.count))
       }

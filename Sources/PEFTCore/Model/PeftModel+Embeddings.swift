@@ -37,11 +37,11 @@ extension PeftModel {
       let isWrapped = stack?.layers.isEmpty == false
       if isTarget, !isWrapped { continue }
       if stack?.copy(record.name) != nil { continue }
-      let middle =
+      let place =
         isWrapped
-        ? ".base_layer" : stack?.hasTokens == true ? ".token_adapter.base_layer" : ""
-      result.append(
-        ("\(Self.filePrefix)\(path)\(middle).weight", host.parameters.matrix.dequantized()))
+        ? FileKey.inside(path)
+        : stack?.hasTokens == true ? FileKey.inside("\(path).token_adapter") : path
+      result.append((FileKey.key("\(place).weight"), host.parameters.matrix.dequantized()))
     }
     return result
   }

@@ -218,7 +218,7 @@ extension PeftModel {
     let record = try record(name)
     guard record.config.bias == .all else { return [] }
     return record.savedPaths.flatMap { path in
-      ["modules_to_save", "original_module"].map { "base_model.model.\(path).\($0).bias" }
+      ["modules_to_save", "original_module"].map { FileKey.key("\(path).\($0).bias") }
     }
   }
 

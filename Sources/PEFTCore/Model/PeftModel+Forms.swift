@@ -70,23 +70,16 @@ extension PeftModel {
     var result: [String: [String: Tensor]] = [:]
     var paths: [String: String] = [:]
     for site in sites { paths[site.prefix] = hosts[site.place].path }
-    for key in file.names where key.hasPrefix(Self.filePrefix) {
-      let short = key.dropFirst(Self.filePrefix.count)
-      // The longest path that the key begins with, and what follows it.
-      var end = short.lastIndex(of: ".")
-      while let dot = end {
-        if let path = paths[String(short[..<dot])] {
-          result[path, default: [:]][String(short[short.index(after: dot)...])] =
-            try file.tensor(key)
-          break
-        }
-        end = short[..<dot].lastIndex(of: ".")
-      }
+    for key in file.names {
+      guard let name = FileKey.name(of: key),
+        let found = FileKey.split(name, { paths[$0] })
+      else { continue }
+      result[found.value, default: [:]][found.rest] = try file.tensor(key)
     }
     return result
   }
 
   private static func key(_ suffix: String, at path: String) -> String {
-    "\(filePrefix)\(path).\(suffix)"
+    FileKey.key("\(path).\(suffix)")
   }
 }

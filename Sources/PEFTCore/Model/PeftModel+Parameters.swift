@@ -52,15 +52,15 @@ extension PeftModel {
       }
       for info in stack.copy(adapter)?.info ?? [] {
         guard let parameter = info.parameter else { continue }
-        add(AdapterTensor(key: "\(Self.filePrefix)\(path).\(info.name)", parameter: parameter))
+        add(AdapterTensor(key: FileKey.key("\(path).\(info.name)"), parameter: parameter))
       }
       if let rows = stack.tokens(adapter), !rows.isShared {
-        let key = "\(Self.filePrefix)\(path).token_adapter.trainable_tokens_delta"
+        let key = FileKey.key("\(path).token_adapter.trainable_tokens_delta")
         add(AdapterTensor(key: key, parameter: rows.rows))
       }
       if record.biases.contains(place), let bias = stack.trainedBias?.trained {
         let name = host.parameters.names.bias
-        var keys = [path, "\(path).base_layer"].map { "\(Self.filePrefix)\($0).\(name)" }
+        var keys = [path, FileKey.inside(path)].map { FileKey.key("\($0).\(name)") }
         if !stack.layers.isEmpty { keys.reverse() }
         var tensor = AdapterTensor(key: keys[0], parameter: bias)
         tensor.otherKeys = [keys[1]]

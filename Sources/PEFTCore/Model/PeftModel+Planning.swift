@@ -113,7 +113,8 @@ extension PeftModel {
       plan.sites.removeAll { $0.place == place }
       let path = hosts[outer.owner].path
       plan.sites.append(
-        TargetPlan.Site(place: place, path: path, prefix: "\(path).base_layer.\(outer.name)"))
+        TargetPlan.Site(
+          place: place, path: path, prefix: "\(FileKey.inside(path)).\(outer.name)"))
     }
   }
 
@@ -162,7 +163,7 @@ extension PeftModel {
         }
       }
       for (depth, index) in own.indices.reversed().enumerated() {
-        own[index].prefix += String(repeating: ".base_layer", count: depth)
+        for _ in 0..<depth { own[index].prefix = FileKey.inside(own[index].prefix) }
       }
       plan.sites += own
     }
@@ -181,7 +182,7 @@ extension PeftModel {
       let isInFile =
         stored.map { keys in
           names.contains { path.hasSuffix($0) } && !plan.sites.contains { $0.path == path }
-            && ["weight", "bias"].contains { keys.contains("base_model.model.\(path).\($0)") }
+            && ["weight", "bias"].contains { keys.contains(FileKey.key("\(path).\($0)")) }
         } ?? false
       guard isNamed || isInFile else { continue }
       if ["ModuleList", "ModuleDict", "ParameterList", "ParameterDict"].contains(module.typeName) {

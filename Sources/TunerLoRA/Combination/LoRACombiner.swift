@@ -57,13 +57,12 @@ struct LoRACombiner {
     // Modules that share a line of the config have one rank.
     var ranks: [String: Int] = [:]
     for path in paths {
-      let change = made[path]!
-      ranks[LoRAParts.configPath(path), default: 0] = max(
-        ranks[LoRAParts.configPath(path)] ?? 0, newRank ?? change.recordedRank)
+      let target = FileKey.targetPath(path)
+      ranks[target] = max(ranks[target] ?? 0, newRank ?? made[path]!.recordedRank)
     }
     var tensors: [(key: String, value: Tensor)] = []
     for path in paths {
-      tensors += made[path]!.tensors(path, recordedRank: ranks[LoRAParts.configPath(path)]!)
+      tensors += made[path]!.tensors(path, recordedRank: ranks[FileKey.targetPath(path)]!)
     }
     if isExact { tensors += others }
     let config =
@@ -92,7 +91,7 @@ struct LoRACombiner {
       let names =
         like.isEmbedding
         ? ("lora_embedding_A", "lora_embedding_B") : ("lora_A.weight", "lora_B.weight")
-      let place = LoRAParts.prefix + path
+      let place = FileKey.key(path)
       var result = [("\(place).\(names.0)", a), ("\(place).\(names.1)", b)]
       if let bias { result.append(("\(place).lora_B.bias", bias)) }
       if let magnitude { result.append(("\(place).lora_magnitude_vector", magnitude)) }
@@ -200,7 +199,7 @@ struct LoRACombiner {
   /// The module trained in full that a tensor belongs to; `nil` for weights of the base.
   private func savedModule(_ key: String) -> String? {
     if key.hasSuffix(".base_layer.weight") { return nil }
-    var path = key.hasPrefix(LoRAParts.prefix) ? String(key.dropFirst(LoRAParts.prefix.count)) : key
+    var path = FileKey.name(of: key) ?? key
     path = path.lastIndex(of: ".").map { String(path[..<$0]) } ?? path
     // The outermost module that is named, as that is what was replaced.
     let names = adapters.flatMap(\.settings.modulesToSave)

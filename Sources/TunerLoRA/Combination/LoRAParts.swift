@@ -40,7 +40,6 @@ struct LoRAParts {
   /// Tensors of modules trained in full, and base weights that were saved along.
   let others: [(key: String, value: Tensor)]
 
-  static let prefix = "base_model.model."
   private static let suffixes = [
     "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_embedding_A", "lora_embedding_B",
     "lora_magnitude_vector",
@@ -67,8 +66,7 @@ struct LoRAParts {
         others.append((key, value))
         continue
       }
-      var path = String(key.dropLast(suffix.utf8.count + 1))
-      if path.hasPrefix(Self.prefix) { path.removeFirst(Self.prefix.utf8.count) }
+      let path = String((FileKey.name(of: key) ?? key).dropLast(suffix.count + 1))
       if found[path] == nil { paths.append(path) }
       found[path, default: [:]][suffix] = value
     }
@@ -107,17 +105,11 @@ struct LoRAParts {
       throw PEFTError(error.code, "'\(path)': \(error.message)", at: name)
     }
     let rank = LoRAPart.recordedRank(factors, isMatrix: a.shape.count == 2)
-    let configured = try settings.scaling(configPath(path), rank: rank)
+    let configured = try settings.scaling(FileKey.targetPath(path), rank: rank)
     return LoRAPart(
       isEmbedding: isEmbedding, a: a, b: b, factors: factors, bias: tensors["lora_B.bias"],
       magnitude: tensors["lora_magnitude_vector"],
       scaling: scaling ?? configured)
-  }
-
-  /// The path that patterns of the config apply to: the output projection of attention goes with
-  /// the attention around it.
-  static func configPath(_ path: String) -> String {
-    path.firstRange(of: ".base_layer.").map { String(path[..<$0.lowerBound]) } ?? path
   }
 }
 
