@@ -57,9 +57,9 @@ public protocol TunerLayer: AnyObject {
   /// Called after values were read from a file: refuses those that do not belong to the host, and
   /// computes those that files do not hold.
   ///
-  /// - Parameter host: The host.
+  /// - Parameter parameters: The host's, without anything merged into them.
   /// - Throws: ``PEFTError``; the adapter is removed then.
-  func didLoad(on host: any AdapterHost) throws(PEFTError)
+  func didLoad(on parameters: HostParameters) throws(PEFTError)
 
   /// What merging adds to the host's bias, `[outputFeatures]`; `nil`, the default, leaves it alone.
   var biasDelta: Tensor? { get }
@@ -97,7 +97,7 @@ extension TunerLayer {
   /// None: the change is added to the base's output.
   public func output(_ call: LayerCall) -> Tensor? { nil }
   /// Accepts all values.
-  public func didLoad(on host: any AdapterHost) throws(PEFTError) {}
+  public func didLoad(on parameters: HostParameters) throws(PEFTError) {}
   /// What merging adds to the host's bias: nothing.
   public var biasDelta: Tensor? { nil }
   /// Nothing is odd.

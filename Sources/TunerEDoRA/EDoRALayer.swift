@@ -67,16 +67,16 @@ final class EDoRALayer: TunerLayer {
       config.isCompact
       ? Parameter(.zeros([Fingerprint.length + 2 * rank]), isTrainable: false) : nil
     guard site.initializesFromWeight else { return }
-    try computeFactors(site.host)
+    try computeFactors(site.parameters)
     if trainsFactors {
       a.assign(
         .normal(
           [rank, inputs], deviation: Float(config.sigma),
           key: DropoutKey(seed: site.seed, stream: siteID("\(site.path).lora_A"))))
     }
-    mark?.assign(makeMark(site.host))
+    mark?.assign(makeMark(site.parameters))
     // As the repository: the norm of W alone, from which R's first effect is not told apart.
-    weight?.magnitude.assign(norms(of: site.host.parameters))
+    weight?.magnitude.assign(norms(of: site.parameters))
   }
 
   /// P = B·R, or B where there is no R.
@@ -94,8 +94,8 @@ final class EDoRALayer: TunerLayer {
 
   /// Sets A and B by the recipe: B's columns are left singular vectors of the weight, A's rows right
   /// ones times their singular values.
-  private func computeFactors(_ host: any AdapterHost) throws(PEFTError) {
-    let (inputs, outputs) = (host.inputFeatures, host.outputFeatures)
+  private func computeFactors(_ parameters: HostParameters) throws(PEFTError) {
+    let (inputs, outputs) = (a.shape[1], b.shape[0])
     let seed = UInt64(bitPattern: Int64(reconstruction.randomState))
     func uniform(_ shape: [Int], fanIn: Int, _ name: UInt64) -> Tensor {
       // kaiming_uniform with a = √5 is uniform in ±1/√fan_in; the repository draws the transposes.
@@ -109,7 +109,7 @@ final class EDoRALayer: TunerLayer {
       return
     }
     var (a, b) = try Decomposition.leading(
-      host.parameters.matrix.dequantized(), rank: rank, by: reconstruction.decomposition,
+      parameters.matrix.dequantized(), rank: rank, by: reconstruction.decomposition,
       seed: seed)
     if reconstruction.drawsHalfOfB {
       let first = (rank + 1) / 2
@@ -124,22 +124,22 @@ final class EDoRALayer: TunerLayer {
     self.b.assign(b)
   }
 
-  private func makeMark(_ host: any AdapterHost) -> Tensor {
-    Fingerprint.mark(host.parameters.matrix, a: a.value, b: b.value)
+  private func makeMark(_ parameters: HostParameters) -> Tensor {
+    Fingerprint.mark(parameters.matrix, a: a.value, b: b.value)
   }
 
   /// A compact file has no A and B: they are computed, and must be those that R was trained with.
-  func didLoad(on host: any AdapterHost) throws(PEFTError) {
+  func didLoad(on parameters: HostParameters) throws(PEFTError) {
     guard let mark else { return }
     // What was loaded says which base it is; checked before a decomposition is computed.
-    guard Fingerprint.isOf(host.parameters.matrix, mark.value) else {
+    guard Fingerprint.isOf(parameters.matrix, mark.value) else {
       throw PEFTError(
         .invalidAdapter,
         "the compact adapter was made for another base model: this module's weight is another one",
         remedy: "Load the base model that it was trained on, in the same precision.")
     }
-    try computeFactors(host)
-    guard Fingerprint.agrees(makeMark(host), mark.value) else {
+    try computeFactors(parameters)
+    guard Fingerprint.agrees(makeMark(parameters), mark.value) else {
       throw PEFTError(
         .invalidAdapter,
         "the compact adapter's A and B cannot be made again on this machine: the decomposition of "

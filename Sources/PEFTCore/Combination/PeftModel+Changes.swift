@@ -64,7 +64,7 @@ extension PeftModel {
       guard let layer = host.stack?.layer(adapter) else { return nil }
       return AdaptedLayer(
         path: path, filePath: site.prefix, target: site.path, host: host, layer: layer,
-        parameters: untouched(host))
+        parameters: host.untouched)
     }
   }
 }

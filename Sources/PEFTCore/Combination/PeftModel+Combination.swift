@@ -54,7 +54,7 @@ extension PeftModel {
       guard let host = hosts.first(where: { $0.path == place })?.host else {
         throw PEFTError(.noMatchingModule, "the base model has no module '\(path)'")
       }
-      let stored = untouched(host).matrix.dequantized()
+      let stored = host.untouched.matrix.dequantized()
       return try BaseWeights.oriented(
         stored, outputs: outputs, inputs: inputs, isTransposed: host is Embedding,
         at: path)

@@ -25,9 +25,7 @@ extension PeftModel {
         path = String(path.dropLast(wrapper.count))
       }
       guard let place = places[path] else { continue }
-      let host = hosts[place].host
-      let parameters = host.stack?.original ?? host.parameters
-      guard case .matrix(let matrix) = parameters.weight else { continue }
+      guard case .matrix(let matrix) = hosts[place].host.untouched.weight else { continue }
       let shape = try file.entry(key).shape
       guard shape == [matrix.rows, matrix.columns] else {
         throw PEFTError(

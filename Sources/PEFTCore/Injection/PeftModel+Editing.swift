@@ -111,7 +111,7 @@ extension PeftModel {
     }
     try reading.assign { () throws(PEFTError) in
       for (place, _, layer) in made {
-        do throws(PEFTError) { try layer.didLoad(on: hosts[place].host) } catch {
+        do throws(PEFTError) { try layer.didLoad(on: hosts[place].host.untouched) } catch {
           throw error.located(at: "\(folder.tensors.path), '\(hosts[place].path)'")
         }
       }

@@ -201,12 +201,7 @@ extension PeftModel {
   private func planned(_ site: TargetPlan.Site) -> AdapterPlan.Site {
     let (path, host) = hosts[site.place]
     return AdapterPlan.Site(
-      path: path, target: site.path, host: host, parameters: untouched(host))
-  }
-
-  /// A host's parameters without anything merged into them.
-  func untouched(_ host: any AdapterHost) -> HostParameters {
-    host.stack?.original ?? host.parameters
+      path: path, target: site.path, host: host, parameters: host.untouched)
   }
 
   /// Lets the tuner prepare an adapter, with the other adapters off.

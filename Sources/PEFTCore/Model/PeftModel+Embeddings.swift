@@ -41,7 +41,7 @@ extension PeftModel {
         isWrapped
         ? FileKey.inside(path)
         : stack?.hasTokens == true ? FileKey.inside("\(path).token_adapter") : path
-      result.append((FileKey.key("\(place).weight"), host.parameters.matrix.dequantized()))
+      result.append((FileKey.key("\(place).weight"), host.untouched.matrix.dequantized()))
     }
     return result
   }

@@ -95,7 +95,7 @@ extension PeftModel {
       for place in sites {
         let (path, host) = hosts[place]
         do throws(PEFTError) {
-          try host.stack?.layer(name)?.didLoad(on: host)
+          try host.stack?.layer(name)?.didLoad(on: host.untouched)
         } catch { throw error.located(at: "\(file.path), '\(path)'") }
       }
     }

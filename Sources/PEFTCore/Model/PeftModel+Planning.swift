@@ -141,7 +141,7 @@ extension PeftModel {
           TargetPlan.Site(place: places[full]!, path: full, prefix: path, parameter: name))
       }
       if let host = module as? any AdapterHost, let place = places[path], !path.isEmpty {
-        for parameter in host.parameters.info where isWanted("\(path).\(parameter.name)") {
+        for parameter in host.untouched.info where isWanted("\(path).\(parameter.name)") {
           let full = "\(path).\(parameter.name)"
           if plan.sites.contains(where: { $0.place == place }) {
             throw PEFTError(
