@@ -185,8 +185,9 @@ package final class DecomposedWeight {
   ///   - isDropped: Whether that is another one than the base's.
   package func unbiasedOutput(_ call: LayerCall, of input: HostInput, isDropped: Bool) -> Tensor {
     var parameters = call.parameters
-    guard isDropped || call.base == nil else {
-      return parameters.bias.map { call.base!.subtractingRow($0.tensor) } ?? call.base!
+    if !isDropped, var base = call.base {
+      if let bias = parameters.bias { base.addToRows(bias.tensor, scale: -1) }
+      return base
     }
     if case .features(let x) = input, case .matrix(let matrix) = parameters.weight {
       return linear(x, matrix, product: product(of: x, matrix, parameters))
