@@ -76,7 +76,7 @@ final class EDoRALayer: TunerLayer {
     }
     mark?.assign(makeMark(site.parameters))
     // As the repository: the norm of W alone, from which R's first effect is not told apart.
-    weight?.magnitude.assign(norms(of: site.parameters))
+    weight?.magnitude.assign(Self.norms(of: site.parameters))
   }
 
   /// P = B·R, or B where there is no R.
@@ -85,7 +85,8 @@ final class EDoRALayer: TunerLayer {
     latent.map { linear(b, $0.transposed()) } ?? b
   }
 
-  private func norms(of parameters: HostParameters) -> Tensor {
+  /// ‖W‖ of each row.
+  static func norms(of parameters: HostParameters) -> Tensor {
     let squared = parameters.squaredNorms(.rows).scalars
     return Tensor(shape: [squared.count], scalars: squared.map { $0.squareRoot() })
   }
@@ -108,9 +109,16 @@ final class EDoRALayer: TunerLayer {
       b.assign(uniform([outputs, rank], fanIn: outputs, 2))
       return
     }
-    var (a, b) = try Decomposition.leading(
-      parameters.matrix.dequantized(), rank: rank, by: reconstruction.decomposition,
-      seed: seed)
+    let weight = parameters.matrix.dequantized()
+    let parts: Decomposition
+    switch reconstruction.decomposition {
+    case .exact: parts = try weight.decomposed(rank: rank)
+    case .randomized(let iterations):
+      parts = try weight.decomposed(
+        rank: rank, oversampling: 10, iterations: iterations, seed: seed)
+    }
+    let a = parts.vt.scalingRows(by: Tensor(shape: [rank], scalars: parts.s))
+    var b = parts.u
     if reconstruction.drawsHalfOfB {
       let first = (rank + 1) / 2
       let drawn = uniform([outputs, rank], fanIn: outputs, 3).scalars
