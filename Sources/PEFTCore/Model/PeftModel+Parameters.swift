@@ -105,7 +105,7 @@ extension PeftModel {
     let (trainable, all) = parameterCounts
     let percent = all == 0 ? 0 : 100 * Double(trainable) / Double(all)
     return "trainable params: \(grouped(trainable)) || all params: \(grouped(all)) || "
-      + "trainable%: \(fixed(percent, digits: 4))"
+      + "trainable%: \(fixed(percent, 4))"
   }
 
   func forEachParameter(of record: AdapterRecord, _ body: (Parameter, Bool) -> Void) {
@@ -122,24 +122,4 @@ extension PeftModel {
       if let bias = stack.trainedBias, bias.place == selected { body(bias.trained, true) }
     }
   }
-}
-
-/// An integer with commas between groups of three digits.
-func grouped(_ number: Int) -> String {
-  var text = ""
-  for (offset, digit) in String(number).reversed().enumerated() {
-    if offset > 0, offset % 3 == 0 { text.append(",") }
-    text.append(digit)
-  }
-  return String(text.reversed())
-}
-
-/// A number with a fixed count of decimals.
-func fixed(_ number: Double, digits: Int) -> String {
-  var scale = 1.0
-  for _ in 0..<digits { scale *= 10 }
-  let scaled = Int((number * scale).rounded(.toNearestOrEven))
-  let fraction = String(scaled % Int(scale))
-  let padding = String(repeating: "0", count: digits - fraction.count)
-  return "\(scaled / Int(scale)).\(padding)\(fraction)"
 }
