@@ -87,9 +87,9 @@ extension TunerLayer {
   /// None.
   public var referenceTensors: [(suffix: String, value: Tensor)] { [] }
 
-  /// The parameters as they are.
+  /// The parameters that files hold, as they are.
   public func plainTensors() throws(PEFTError) -> [(suffix: String, value: Tensor)] {
-    parameters.map {
+    parameters.filter(\.isStored).map {
       ($0.suffix, $0.isTransposed ? $0.parameter.value.transposed() : $0.parameter.value)
     }
   }

@@ -17,6 +17,12 @@ public struct AdaptedLayer {
   /// The host's parameters without any adapter.
   public let parameters: HostParameters
 
+  /// The key that files have for one of its tensors, by the end of its name.
+  package func key(_ suffix: String) -> String {
+    layer.parameters.first { $0.suffix == suffix }?.keys(at: filePath)[0]
+      ?? FileKey.key("\(filePath).\(suffix)")
+  }
+
   /// The host's weight without any adapter.
   public var base: any WeightMatrix { parameters.matrix }
 

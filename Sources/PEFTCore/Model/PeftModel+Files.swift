@@ -90,13 +90,12 @@ extension PeftModel {
         report.missing.isEmpty ? .unexpectedTensor : .missingTensor, problem, at: file.path,
         remedy: "The adapter was made for another base model or task, or the file is incomplete.")
     }
-    let sites = try record(name).sites
+    let layers = try adaptedLayers(of: name)
     try reading.assign { () throws(PEFTError) in
-      for place in sites {
-        let (path, host) = hosts[place]
-        do throws(PEFTError) {
-          try host.stack?.layer(name)?.didLoad(on: host.untouched)
-        } catch { throw error.located(at: "\(file.path), '\(path)'") }
+      for layer in layers {
+        do throws(PEFTError) { try layer.layer.didLoad(on: layer.parameters) } catch {
+          throw error.located(at: "\(file.path), '\(layer.path)'")
+        }
       }
     }
     return report

@@ -60,7 +60,7 @@ extension PeftModel {
     var tensors = changes.flatMap { $0.tensors(rank: ranks[$0.target]!) }
     let own = Set(
       layers.flatMap { layer in
-        layer.layer.parameters.map { $0.keys(at: layer.filePath)[0] }
+        layer.layer.parameters.map { layer.key($0.suffix) }
       })
     for tensor in try self.tensors(of: adapter) where !own.contains(tensor.key) {
       tensors.append((tensor.key, tensor.parameter.value))
