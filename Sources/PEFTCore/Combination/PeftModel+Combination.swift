@@ -50,8 +50,7 @@ extension PeftModel {
   /// The untouched weights of the base, whatever is merged.
   var baseWeights: BaseWeights {
     BaseWeights { [self] (path, outputs, inputs, isEmbedding) throws(PEFTError) in
-      let place = FileKey.modulePath(path)
-      guard let host = hosts.first(where: { $0.path == place })?.host else {
+      guard let host = places[FileKey.modulePath(path)].map({ hosts[$0].host }) else {
         throw PEFTError(.noMatchingModule, "the base model has no module '\(path)'")
       }
       let stored = host.untouched.matrix.dequantized()

@@ -53,7 +53,7 @@ extension PeftModel {
     case .regex(let pattern):
       let expression = try? NamePattern(pattern, key: "target_modules")
       return modules.contains { path, _ in
-        Self.embeddingNames.contains(lastName(path)) && expression?.matches(path) == true
+        Self.isEmbedding(path) && expression?.matches(path) == true
       }
     default: return false
     }

@@ -64,7 +64,7 @@ extension PeftModel {
       }
       switch matcher.outcome(path) {
       case .matched:
-        let last = String(path.split(separator: ".").last ?? "")
+        let last = TargetMatcher.lastComponent(path)
         if unreachable.contains(last) {
           throw PEFTError(
             .unsupported,
@@ -124,7 +124,7 @@ extension PeftModel {
     let wanted = Set(config.targetParameters)
     if wanted.isEmpty { return }
     func isWanted(_ name: String) -> Bool {
-      wanted.contains(name) || wanted.contains { name.hasSuffix("." + $0) }
+      wanted.contains { TargetMatcher.ends(name, with: $0) }
     }
     for (path, module) in modules {
       // The parameter that is declared last is wrapped last, and so is outermost.
@@ -178,7 +178,7 @@ extension PeftModel {
     let names = config.modulesToSave
     if names.isEmpty { return }
     for (path, module) in modules.dropFirst() {
-      let isNamed = names.contains { path == $0 || path.hasSuffix("." + $0) }
+      let isNamed = names.contains { TargetMatcher.ends(path, with: $0) }
       let isInFile =
         stored.map { keys in
           names.contains { path.hasSuffix($0) } && !plan.sites.contains { $0.path == path }
@@ -283,7 +283,7 @@ extension PeftModel {
     var names = config.targetParameters
     if case .list(let modules) = config.targets.modules { names += modules }
     return names.filter { name in
-      !plan.sites.contains { $0.path == name || $0.path.hasSuffix("." + name) }
+      !plan.sites.contains { TargetMatcher.ends($0.path, with: name) }
     }
   }
 }

@@ -206,7 +206,7 @@ struct LoRACombiner {
     let components = path.split(separator: ".").map(String.init)
     for count in 1...max(components.count, 1) {
       let prefix = components.prefix(count).joined(separator: ".")
-      if names.contains(where: { prefix == $0 || prefix.hasSuffix("." + $0) }) { return prefix }
+      if names.contains(where: { TargetMatcher.ends(prefix, with: $0) }) { return prefix }
     }
     return path
   }
