@@ -151,17 +151,9 @@ package final class DecomposedWeight {
     if let expanded, expanded.of === parameters.identity, case .matrix = parameters.weight {
       return expanded.value
     }
-    let own = parameters.matrix.dequantized()
-    let (rows, width) = (own.rows, own.columns)
-    let whole = Tensor.filled([rows, width * groups]) { output in
-      output.fill(0)
-      for row in 0..<rows {
-        let start = (row * groups + row / (rows / groups)) * width
-        output[start..<start + width].copy(from: own.slice[row * width..<(row + 1) * width])
-      }
-    }
-    expanded = (parameters.identity, DenseMatrix(whole))
-    return expanded!.value
+    let whole = DenseMatrix(parameters.matrix.dequantized().spread(overGroups: groups))
+    expanded = (parameters.identity, whole)
+    return whole
   }
 
   // MARK: Products

@@ -39,7 +39,7 @@ final class EDoRALayer: TunerLayer {
           + "singular vectors", remedy: "Lower 'r', or set 'rank_pattern' for this module.")
     }
     scaling = Float(try config.lora.scaling(site.target, rank: rank))
-    dropout = Dropout(config.lora.dropout, path: "\(site.path).lora_dropout.\(site.adapter)")
+    dropout = Dropout(config.lora.dropout, at: site)
     self.site = siteID(site.path)
     reconstruction = config.reconstruction
     let trainsFactors = !config.reconstruction.hasLatent
@@ -51,7 +51,7 @@ final class EDoRALayer: TunerLayer {
       : Parameter(
         .normal(
           [rank, rank], deviation: Float(config.sigma),
-          key: DropoutKey(seed: site.seed, stream: siteID("\(site.path).lora_latent_mapping"))))
+          key: site.randomKey("lora_latent_mapping")))
     let (inner, outer, between) = (a, b, latent)
     weight =
       config.method == .loraXS
@@ -72,7 +72,7 @@ final class EDoRALayer: TunerLayer {
       a.assign(
         .normal(
           [rank, inputs], deviation: Float(config.sigma),
-          key: DropoutKey(seed: site.seed, stream: siteID("\(site.path).lora_A"))))
+          key: site.randomKey("lora_A")))
     }
     mark?.assign(makeMark(site.parameters))
     // As the repository: the norm of W alone, from which R's first effect is not told apart.
@@ -160,8 +160,8 @@ final class EDoRALayer: TunerLayer {
 
   var parameters: [AdapterParameter] {
     var result = [
-      AdapterParameter("lora_A.weight", a, isTrained: latent == nil),
-      AdapterParameter("lora_B.weight", b, isTrained: latent == nil),
+      AdapterParameter(LoRAKey.a, a, isTrained: latent == nil),
+      AdapterParameter(LoRAKey.b, b, isTrained: latent == nil),
     ]
     if mark != nil {
       result[0].isStored = false
@@ -174,7 +174,7 @@ final class EDoRALayer: TunerLayer {
       parameter.otherSuffixes = ["default_lora_latent_mapping.weight"]
       result.append(parameter)
     }
-    if let weight { result.append(AdapterParameter("lora_magnitude_vector", weight.magnitude)) }
+    if let weight { result.append(AdapterParameter(LoRAKey.magnitude, weight.magnitude)) }
     if let mark { result.append(AdapterParameter("base_fingerprint", mark, isTrained: false)) }
     return result
   }
@@ -222,41 +222,19 @@ final class EDoRALayer: TunerLayer {
   func printed(
     around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
   ) -> PrintedModule {
-    let own = layers.compactMap { entry in
-      (entry.layer as? EDoRALayer).map { (entry.adapter, $0) }
-    }
-    func dictionary(_ make: (EDoRALayer) -> PrintedModule?) -> PrintedModule {
-      PrintedModule(
-        "ModuleDict",
-        children: own.compactMap { name, layer in make(layer).map { (name, $0) } })
-    }
-    func plain(_ inputs: Int, _ outputs: Int) -> PrintedModule {
-      PrintedModule(
-        "Linear", attributes: "in_features=\(inputs), out_features=\(outputs), bias=False")
-    }
-    let children: [(String, PrintedModule)] = [
-      ("base_layer", base),
-      (
-        "lora_dropout",
-        dictionary {
-          $0.dropout.probability > 0
-            ? PrintedModule("Dropout", attributes: $0.dropout.attributes)
-            : PrintedModule("Identity")
-        }
-      ),
-      ("lora_A", dictionary { plain($0.a.shape[1], $0.rank) }),
-      ("lora_B", dictionary { plain($0.rank, $0.b.shape[0]) }),
-      ("lora_embedding_A", PrintedModule("ParameterDict")),
-      ("lora_embedding_B", PrintedModule("ParameterDict")),
-      (
-        "lora_magnitude_vector",
-        dictionary { $0.weight.map { _ in PrintedModule("lora.dora.DoraLinearLayer") } }
-      ),
-    ]
+    let own = PrintedLayers<EDoRALayer>(layers)
+    let wrapper = LoRAPrinter.wrapper(
+      "Linear", around: base, dropout: own.modules { LoRAPrinter.dropout($0.dropout) },
+      a: own.modules { LoRAPrinter.linear($0.a.shape[1], $0.rank) },
+      b: own.modules { LoRAPrinter.linear($0.rank, $0.b.shape[0]) },
+      magnitude: own.modules {
+        $0.weight.map { _ in PrintedModule("lora.dora.DoraLinearLayer") }
+      })
     // The repository hangs each R on the module under the adapter's name.
-    let latents = own.compactMap { name, layer in
-      layer.latent.map { _ in ("\(name)_lora_latent_mapping", plain(layer.rank, layer.rank)) }
+    let latents = own.layers.filter { $0.layer.latent != nil }.map { name, layer in
+      ("\(name)_lora_latent_mapping", LoRAPrinter.linear(layer.rank, layer.rank))
     }
-    return PrintedModule("lora.Linear", children: children + latents)
+    return PrintedModule(
+      wrapper.typeName, children: wrapper.children.map { ($0.name, $0.module) } + latents)
   }
 }

@@ -88,14 +88,11 @@ struct LoRACombiner {
       let padded = factors.padded(toGroupRank: like.groupRank(recorded: recordedRank))
       let a = padded.a.reshaped([padded.rank] + like.a.shape.dropFirst())
       let b = padded.b.reshaped([padded.outputs, padded.groupRank] + like.b.shape.dropFirst(2))
-      let names =
-        like.isEmbedding
-        ? ("lora_embedding_A", "lora_embedding_B") : ("lora_A.weight", "lora_B.weight")
-      let place = FileKey.key(path)
-      var result = [("\(place).\(names.0)", a), ("\(place).\(names.1)", b)]
-      if let bias { result.append(("\(place).lora_B.bias", bias)) }
-      if let magnitude { result.append(("\(place).lora_magnitude_vector", magnitude)) }
-      return result.map { (key: $0.0, value: $0.1) }
+      let keys = LoRAKey.factors(ofEmbedding: like.isEmbedding)
+      var result = [(keys.a, a), (keys.b, b)]
+      if let bias { result.append((LoRAKey.bias, bias)) }
+      if let magnitude { result.append((LoRAKey.magnitude, magnitude)) }
+      return result.map { (key: FileKey.key("\(path).\($0.0)"), value: $0.1) }
     }
   }
 

@@ -15,7 +15,7 @@ extension InitialFactors.Reference {
     let negative = self.b.scaled(by: -ratio)
     return (
       .stackingRows([a, self.a]),
-      Tensor.stackingRows([b.transposed(), negative.transposed()]).transposed()
+      .stackingColumns([b, negative])
     )
   }
 }
@@ -82,8 +82,7 @@ extension LoRAConfig {
       let joined =
         isA
         ? Tensor.stackingRows([value, first])
-        : Tensor.stackingRows([value.transposed(), first.scaled(by: -1).transposed()])
-          .transposed()
+        : Tensor.stackingColumns([value, first.scaled(by: -1)])
       items.append((key, joined))
     }
     return (config, items)
