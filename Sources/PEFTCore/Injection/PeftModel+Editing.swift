@@ -150,26 +150,11 @@ extension PeftModel {
         values[0] == values[1]
         || values[0].double != nil && values[0].double == values[1].double
       if !areEqual {
-        let texts = values.map(pythonText)
+        let texts = values.map(PythonText.value)
         throw PEFTError(
           .invalidConfiguration,
           "Configs are incompatible: for \(key), \(texts[0]) != \(texts[1])", at: path)
       }
-    }
-  }
-
-  /// A value as Python prints it.
-  private static func pythonText(_ value: JSONValue) -> String {
-    switch value {
-    case .null: return "None"
-    case .bool(let value): return value ? "True" : "False"
-    case .string(let text): return "'\(text)'"
-    case .array(let elements):
-      return "[\(elements.map(pythonText).joined(separator: ", "))]"
-    case .object(let object):
-      let members = object.members.map { "'\($0.key)': \(pythonText($0.value))" }
-      return "{\(members.joined(separator: ", "))}"
-    default: return value.text(.spaced)
     }
   }
 }
