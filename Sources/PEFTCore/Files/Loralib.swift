@@ -30,7 +30,7 @@ extension PeftModel {
     }
     var config = config
     // Modules that are wholly in the file, unless the config or the task saves them already.
-    let saved = config.modulesToSave + (try taskModules(config))
+    let saved = try config.modulesToSave + taskModules(config)
     for key in file.names where !factors.contains(key) {
       guard let dot = key.lastIndex(of: ".") else { continue }
       let module = String(key[..<dot])
