@@ -158,9 +158,29 @@ package final class DecomposedWeight {
 
   // MARK: Products
 
+  /// The output of a linear layer in one product with the frozen weight, which A·Wᵀ shares when the norm
+  /// has to be computed anew; `nil` for other layers, and where the change sees another input.
+  ///
+  /// - Parameters:
+  ///   - call: The call.
+  ///   - isDropped: Whether the change sees another input than the base.
+  ///   - b: The last factor of the change.
+  ///   - low: What the change's other factors make of an input.
+  package func output(
+    _ call: LayerCall, isDropped: Bool, b: Parameter, low: (Tensor) -> Tensor
+  ) -> Tensor? {
+    guard !isDropped, case .features(let x) = call.input,
+      case .matrix(let matrix) = call.parameters.weight
+    else { return nil }
+    let product = product(of: x, matrix, call.parameters)
+    return decomposedLinear(
+      x, product: product, weight: matrix, bias: call.parameters.bias?.tensor, low: low(x),
+      b: b.tensor, scaling: change.scaling, scale: columnScale(call.parameters))
+  }
+
   /// x·Wᵀ of a linear layer without a graph, and A·Wᵀ in the same pass over the weight when that is
   /// wanted.
-  package func product(
+  private func product(
     of x: Tensor, _ matrix: any WeightMatrix, _ parameters: HostParameters
   ) -> Tensor {
     if hasProducts(parameters) { return matrix.multiply(x.detached) }
@@ -175,7 +195,7 @@ package final class DecomposedWeight {
   ///   - call: The call.
   ///   - input: Its input, after dropout.
   ///   - isDropped: Whether that is another one than the base's.
-  package func unbiasedOutput(_ call: LayerCall, of input: HostInput, isDropped: Bool) -> Tensor {
+  private func unbiasedOutput(_ call: LayerCall, of input: HostInput, isDropped: Bool) -> Tensor {
     var parameters = call.parameters
     if !isDropped, var base = call.base {
       if let bias = parameters.bias { base.addToRows(bias.tensor, scale: -1) }

@@ -52,17 +52,9 @@ package final class DoRALayer: TunerLayer {
 
   package var needsBaseOutput: Bool { true }
 
-  /// On a linear layer one product with the frozen weight, which A·Wᵀ shares when the norm has to be
-  /// computed anew.
   package func output(_ call: LayerCall) -> Tensor? {
-    guard case .features(let x) = call.input, case .matrix(let matrix) = call.parameters.weight,
-      factors.dropout.key(call.context) == nil
-    else { return nil }
-    let product = weight.product(of: x, matrix, call.parameters)
-    return decomposedLinear(
-      x, product: product, weight: matrix, bias: call.parameters.bias?.tensor,
-      low: linear(x, factors.a.tensor), b: factors.b.tensor, scaling: Float(factors.scaling),
-      scale: weight.columnScale(call.parameters))
+    let isDropped = factors.dropout.key(call.context) != nil
+    return weight.output(call, isDropped: isDropped, b: factors.b) { linear($0, factors.a.tensor) }
   }
 
   package func contribute(_ call: LayerCall, to sum: inout Tensor) {

@@ -188,13 +188,7 @@ final class EDoRALayer: TunerLayer {
   }
 
   func output(_ call: LayerCall) -> Tensor? {
-    guard let weight, case .features(let x) = call.input,
-      case .matrix(let matrix) = call.parameters.weight, dropout.key(call.context) == nil
-    else { return nil }
-    let product = weight.product(of: x, matrix, call.parameters)
-    return decomposedLinear(
-      x, product: product, weight: matrix, bias: call.parameters.bias?.tensor, low: low(x),
-      b: b.tensor, scaling: scaling, scale: weight.columnScale(call.parameters))
+    weight?.output(call, isDropped: dropout.key(call.context) != nil, b: b, low: low)
   }
 
   func contribute(_ call: LayerCall, to sum: inout Tensor) {
