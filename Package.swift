@@ -25,6 +25,14 @@ func module(
   ]
 }
 
+// A target names all that it imports: it is compiled anew after changes of those that it names, not of
+// those that come along with them.
+let tensors: [Target.Dependency] = ["Tensors", "BLASKernels", "PEFTSupport"]
+let adapters: [Target.Dependency] = ["PEFTCore", "NN"] + tensors
+/// What `import PEFT` gives.
+let umbrella: [Target.Dependency] =
+  ["Training", "Models", "Tokenizers", "TunerLoRA", "TunerDoRA", "TunerEDoRA"] + adapters
+
 let package = Package(
   name: "swift-peft",
   platforms: [.macOS(.v15)],
@@ -74,43 +82,40 @@ let package = Package(
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: swiftSettings),
     // Models of one layer with goldens, for the tests of tuners.
     .target(
-      name: "LayerTestSupport", dependencies: ["TestSupport", "PEFTCore", "BLASKernels"],
+      name: "LayerTestSupport", dependencies: ["TestSupport"] + adapters,
       path: "Tests/LayerTestSupport", swiftSettings: swiftSettings),
   ]
     // Kernels, tensors, modules.
     + module("PEFTSupport", [])
     + module("BLASKernels", ["CKernels", "PEFTSupport"])
     + module("Tensors", ["BLASKernels", "PEFTSupport"])
-    + module("NN", ["Tensors"])
+    + module("NN", tensors)
     // Adapters.
-    + module("PEFTCore", ["NN"], testing: ["LayerTestSupport"])
-    + module("TunerLoRA", ["PEFTCore"], testing: ["Models", "LayerTestSupport"])
-    + module("TunerDoRA", ["TunerLoRA", "PEFTCore"], testing: ["Models", "LayerTestSupport"])
+    + module("PEFTCore", ["NN"] + tensors, testing: ["LayerTestSupport"])
+    + module("TunerLoRA", adapters, testing: ["Models", "LayerTestSupport"])
+    + module("TunerDoRA", ["TunerLoRA"] + adapters, testing: ["Models", "LayerTestSupport"])
     + module(
-      "TunerEDoRA", ["TunerDoRA", "TunerLoRA", "PEFTCore"],
+      "TunerEDoRA", ["TunerDoRA", "TunerLoRA"] + adapters,
       testing: ["Models", "LayerTestSupport"])
     // Models and training.
     + module("Tokenizers", ["PEFTSupport"])
-    + module("Models", ["NN"])
-    + module(
-      "Training", ["Models", "PEFTCore", "Tokenizers", "BLASKernels"], testing: ["TunerLoRA"])
-    + module(
-      "PEFT", ["Training", "TunerLoRA", "TunerDoRA", "TunerEDoRA"], testing: ["LayerTestSupport"])
+    + module("Models", ["NN"] + tensors)
+    + module("Training", ["Models", "Tokenizers"] + adapters, testing: ["TunerLoRA"])
+    + module("PEFT", umbrella, testing: ["LayerTestSupport"])
     // The tool.
     + [
       .executableTarget(
         name: "PEFTCommand",
-        dependencies: [
-          "PEFT", "Yams",
-          .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        dependencies: ["PEFT"] + umbrella + [
+          "Yams", .product(name: "ArgumentParser", package: "swift-argument-parser"),
         ],
         swiftSettings: swiftSettings),
       // What the live round trip runs beside the tool.
       .executableTarget(
-        name: "layer-runner", dependencies: ["PEFT", "LayerTestSupport"],
+        name: "layer-runner", dependencies: ["PEFT", "LayerTestSupport"] + umbrella,
         path: "Tests/LayerRunner", swiftSettings: swiftSettings),
       .testTarget(
-        name: "PEFTCommandTests", dependencies: ["PEFTCommand", "TestSupport"],
+        name: "PEFTCommandTests", dependencies: ["PEFTCommand", "PEFT", "TestSupport"] + umbrella,
         swiftSettings: swiftSettings),
     ]
 )

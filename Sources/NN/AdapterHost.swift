@@ -103,8 +103,8 @@ public enum HostInput {
     case .features(let x): return .features(x.selectRows(rows))
     case .tokenIDs(let ids): return .tokenIDs(rows.map { ids[Int($0)] })
     case .images(let x):
-      let flat = x.reshaped([x.shape[0], x.count / max(x.shape[0], 1)])
-      return .images(flat.selectRows(rows).reshaped([rows.count] + x.shape.dropFirst()))
+      return .images(
+        x.asMatrix.selectRows(rows).reshaped([rows.count] + x.shape.dropFirst()))
     case .expert(let x, let index): return .expert(x.selectRows(rows), index: index)
     }
   }

@@ -69,10 +69,7 @@ public struct HostParameters {
       switch form {
       case .matrix: return DenseMatrix(value)
       case .transposed: return TransposedMatrix(DenseMatrix(value))
-      case .kernel:
-        let rows = value.shape[0]
-        return DenseMatrix(
-          Tensor(shape: [rows, value.count / max(rows, 1)], slice: value.slice))
+      case .kernel: return DenseMatrix(value.asMatrix)
       }
     }
   }

@@ -2,6 +2,15 @@ import NN
 import PEFTSupport
 import Tensors
 
+extension AdapterHost {
+  /// What adapters have put into the slot; `nil` for a plain layer.
+  package var stack: AdapterStack? { adapters as? AdapterStack }
+
+  /// The host's parameters without anything merged into them: what a new adapter begins from, and
+  /// what files are compared with.
+  package var untouched: HostParameters { stack?.untouched(self) ?? parameters }
+}
+
 /// What a host's slot holds: the layers of any number of adapters, and what else of the host they
 /// train or replace: the module in full, rows of its weight, its bias.
 public final class AdapterStack: HostAdapters {
@@ -21,7 +30,7 @@ public final class AdapterStack: HostAdapters {
   public var merged: [String] { mergedPlaces.map { selection.name(at: $0) } }
   private(set) var mergedPlaces: [Int] = []
   /// The host's parameters before anything was merged, while something is.
-  private(set) var original: HostParameters?
+  private var original: HostParameters?
 
   init(path: String, selection: AdapterSelection) {
     self.path = path
@@ -111,7 +120,7 @@ public final class AdapterStack: HostAdapters {
 
   /// Lets an adapter train the host's bias.
   func trainBias(_ adapter: String, host: any AdapterHost) {
-    guard let bias = host.parameters.bias else { return }
+    guard let bias = untouched(host).bias else { return }
     trainedBias = TrainedBias(selection.takePlace(adapter), bias)
   }
 
@@ -156,6 +165,11 @@ public final class AdapterStack: HostAdapters {
     mergedPlaces = []
   }
 
+  /// The host's parameters without anything merged into them.
+  fileprivate func untouched(_ host: any AdapterHost) -> HostParameters {
+    original ?? host.parameters
+  }
+
   // MARK: Forward
 
   /// The output of the host with the active adapters.
@@ -164,8 +178,7 @@ public final class AdapterStack: HostAdapters {
   ) -> Tensor {
     if selection.isDisabled {
       // As in peft, a trained bias is the base's own and stays.
-      return host.base(
-        input, withBias(original ?? host.parameters, for: selection.activePlaces))
+      return host.base(input, withBias(untouched(host), for: selection.activePlaces))
     }
     if let adapters = context.sequenceAdapters {
       return forwardMixed(adapters, input, host: host, context)
@@ -186,7 +199,7 @@ public final class AdapterStack: HostAdapters {
   /// The parameters that the given adapters see below their changes, nothing merged.
   func parameters(below active: [Int], host: any AdapterHost) -> HostParameters {
     if let copy = active.lazy.compactMap({ self.copy(at: $0) }).first { return copy }
-    return withBias(original ?? host.parameters, for: active)
+    return withBias(untouched(host), for: active)
   }
 
   private func forward(

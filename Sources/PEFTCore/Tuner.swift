@@ -122,6 +122,11 @@ public struct AdapterSite {
   /// the same change.
   public var tied: (any TunerLayer)?
 
+  /// A key for the random initial values of one parameter, which no other has.
+  public func randomKey(_ parameter: String) -> DropoutKey {
+    DropoutKey(seed: seed, stream: siteID("\(path).\(parameter)"))
+  }
+
   /// Whether initial values that depend on the host's weight are to be computed: not when others
   /// are read next, nor in a model that is only described.
   public var initializesFromWeight: Bool {

@@ -57,9 +57,9 @@ public protocol TunerLayer: AnyObject {
   /// Called after values were read from a file: refuses those that do not belong to the host, and
   /// computes those that files do not hold.
   ///
-  /// - Parameter host: The host.
+  /// - Parameter parameters: The host's, without anything merged into them.
   /// - Throws: ``PEFTError``; the adapter is removed then.
-  func didLoad(on host: any AdapterHost) throws(PEFTError)
+  func didLoad(on parameters: HostParameters) throws(PEFTError)
 
   /// What merging adds to the host's bias, `[outputFeatures]`; `nil`, the default, leaves it alone.
   var biasDelta: Tensor? { get }
@@ -87,9 +87,9 @@ extension TunerLayer {
   /// None.
   public var referenceTensors: [(suffix: String, value: Tensor)] { [] }
 
-  /// The parameters as they are.
+  /// The parameters that files hold, as they are.
   public func plainTensors() throws(PEFTError) -> [(suffix: String, value: Tensor)] {
-    parameters.map {
+    parameters.filter(\.isStored).map {
       ($0.suffix, $0.isTransposed ? $0.parameter.value.transposed() : $0.parameter.value)
     }
   }
@@ -97,7 +97,7 @@ extension TunerLayer {
   /// None: the change is added to the base's output.
   public func output(_ call: LayerCall) -> Tensor? { nil }
   /// Accepts all values.
-  public func didLoad(on host: any AdapterHost) throws(PEFTError) {}
+  public func didLoad(on parameters: HostParameters) throws(PEFTError) {}
   /// What merging adds to the host's bias: nothing.
   public var biasDelta: Tensor? { nil }
   /// Nothing is odd.
@@ -135,7 +135,7 @@ public struct AdapterParameter {
   /// The keys under which files may hold it, that under which it is written first.
   public func keys(at path: String) -> [String] {
     (["\(path)\(separator)\(suffix)"] + otherSuffixes.map { "\(path).\($0)" })
-      .map { "base_model.model.\($0)" }
+      .map(FileKey.key)
   }
 }
 

@@ -1,6 +1,14 @@
 import BLASKernels
 
 extension Tensor {
+  /// The first dimension by all the others, `[n, …]` to `[n, rest]`, as a convolution's kernel is
+  /// applied.
+  public var asMatrix: Tensor {
+    if shape.count == 2 { return self }
+    let first = shape.first ?? 1
+    return reshaped([first, count / max(first, 1)])
+  }
+
   /// Consecutive rows without a copy and without a graph, `[range.count, columns]`.
   public func rowRange(_ range: Range<Int>) -> Tensor {
     let width = columns

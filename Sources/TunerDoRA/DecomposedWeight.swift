@@ -151,24 +151,36 @@ package final class DecomposedWeight {
     if let expanded, expanded.of === parameters.identity, case .matrix = parameters.weight {
       return expanded.value
     }
-    let own = parameters.matrix.dequantized()
-    let (rows, width) = (own.rows, own.columns)
-    let whole = Tensor.filled([rows, width * groups]) { output in
-      output.fill(0)
-      for row in 0..<rows {
-        let start = (row * groups + row / (rows / groups)) * width
-        output[start..<start + width].copy(from: own.slice[row * width..<(row + 1) * width])
-      }
-    }
-    expanded = (parameters.identity, DenseMatrix(whole))
-    return expanded!.value
+    let whole = DenseMatrix(parameters.matrix.dequantized().spread(overGroups: groups))
+    expanded = (parameters.identity, whole)
+    return whole
   }
 
   // MARK: Products
 
+  /// The output of a linear layer in one product with the frozen weight, which A·Wᵀ shares when the norm
+  /// has to be computed anew; `nil` for other layers, and where the change sees another input.
+  ///
+  /// - Parameters:
+  ///   - call: The call.
+  ///   - isDropped: Whether the change sees another input than the base.
+  ///   - b: The last factor of the change.
+  ///   - low: What the change's other factors make of an input.
+  package func output(
+    _ call: LayerCall, isDropped: Bool, b: Parameter, low: (Tensor) -> Tensor
+  ) -> Tensor? {
+    guard !isDropped, case .features(let x) = call.input,
+      case .matrix(let matrix) = call.parameters.weight
+    else { return nil }
+    let product = product(of: x, matrix, call.parameters)
+    return decomposedLinear(
+      x, product: product, weight: matrix, bias: call.parameters.bias?.tensor, low: low(x),
+      b: b.tensor, scaling: change.scaling, scale: columnScale(call.parameters))
+  }
+
   /// x·Wᵀ of a linear layer without a graph, and A·Wᵀ in the same pass over the weight when that is
   /// wanted.
-  package func product(
+  private func product(
     of x: Tensor, _ matrix: any WeightMatrix, _ parameters: HostParameters
   ) -> Tensor {
     if hasProducts(parameters) { return matrix.multiply(x.detached) }
@@ -183,10 +195,11 @@ package final class DecomposedWeight {
   ///   - call: The call.
   ///   - input: Its input, after dropout.
   ///   - isDropped: Whether that is another one than the base's.
-  package func unbiasedOutput(_ call: LayerCall, of input: HostInput, isDropped: Bool) -> Tensor {
+  private func unbiasedOutput(_ call: LayerCall, of input: HostInput, isDropped: Bool) -> Tensor {
     var parameters = call.parameters
-    guard isDropped || call.base == nil else {
-      return parameters.bias.map { call.base!.subtractingRow($0.tensor) } ?? call.base!
+    if !isDropped, var base = call.base {
+      if let bias = parameters.bias { base.addToRows(bias.tensor, scale: -1) }
+      return base
     }
     if case .features(let x) = input, case .matrix(let matrix) = parameters.weight {
       return linear(x, matrix, product: product(of: x, matrix, parameters))

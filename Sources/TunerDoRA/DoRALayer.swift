@@ -47,22 +47,14 @@ package final class DoRALayer: TunerLayer {
 
   /// LoRA's parameters and the magnitude.
   package var parameters: [AdapterParameter] {
-    factors.parameters + [AdapterParameter("lora_magnitude_vector", weight.magnitude)]
+    factors.parameters + [AdapterParameter(LoRAKey.magnitude, weight.magnitude)]
   }
 
   package var needsBaseOutput: Bool { true }
 
-  /// On a linear layer one product with the frozen weight, which A·Wᵀ shares when the norm has to be
-  /// computed anew.
   package func output(_ call: LayerCall) -> Tensor? {
-    guard case .features(let x) = call.input, case .matrix(let matrix) = call.parameters.weight,
-      factors.dropout.key(call.context) == nil
-    else { return nil }
-    let product = weight.product(of: x, matrix, call.parameters)
-    return decomposedLinear(
-      x, product: product, weight: matrix, bias: call.parameters.bias?.tensor,
-      low: linear(x, factors.a.tensor), b: factors.b.tensor, scaling: Float(factors.scaling),
-      scale: weight.columnScale(call.parameters))
+    let isDropped = factors.dropout.key(call.context) != nil
+    return weight.output(call, isDropped: isDropped, b: factors.b) { linear($0, factors.a.tensor) }
   }
 
   package func contribute(_ call: LayerCall, to sum: inout Tensor) {
@@ -85,43 +77,13 @@ package final class DoRALayer: TunerLayer {
   package func printed(
     around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
   ) -> PrintedModule {
-    let own = layers.compactMap { entry in
-      (entry.layer as? DoRALayer).map { (entry.adapter, $0.factors as any TunerLayer) }
-    }
-    var result = factors.printed(around: base, layers: own)
+    let own = PrintedLayers<DoRALayer>(layers)
+    var result = factors.printed(
+      around: base, layers: own.layers.map { ($0.adapter, $0.layer.factors) })
     for place in result.children.indices
-    where result.children[place].name == "lora_magnitude_vector" {
-      result.children[place].module = PrintedModule(
-        "ModuleDict", children: own.map { ($0.0, PrintedModule("lora.dora.\(kind)")) })
+    where result.children[place].name == LoRAKey.magnitude {
+      result.children[place].module = own.modules { PrintedModule("lora.dora.\($0.kind)") }
     }
     return result
-  }
-}
-
-extension Tensor {
-  /// A grouped factor `[rows, rank/groups]` as one over all groups, `[rows, rank]`: the rows of each
-  /// group keep their numbers in the columns of the group, and the rest is zero.
-  fileprivate func spread(overGroups groups: Int) -> Tensor {
-    guard groups > 1 else { return self }
-    let (rowCount, width) = (rows, columns)
-    @Sendable func place(_ row: Int) -> Range<Int> {
-      let start = (row * groups + row / (rowCount / groups)) * width
-      return start..<start + width
-    }
-    let result = Tensor.filled([rowCount, width * groups]) { output in
-      output.fill(0)
-      for row in 0..<rowCount {
-        output[place(row)].copy(from: slice[row * width..<(row + 1) * width])
-      }
-    }
-    let inputShape = shape
-    return result.recorded(from: [self]) { gradient, sink in
-      sink.add(
-        Tensor.filled(inputShape) { output in
-          for row in 0..<rowCount {
-            output[row * width..<(row + 1) * width].copy(from: gradient.slice[place(row)])
-          }
-        }, to: 0)
-    }
   }
 }

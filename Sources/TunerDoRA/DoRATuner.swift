@@ -30,6 +30,11 @@ public enum DoRATuner: Tuner {
     LoRATuner.defaultTargets(modelType: modelType)
   }
 
+  /// Those that LoRA does not reach.
+  public static func unreachableModules(modelType: String) -> Set<String> {
+    LoRATuner.unreachableModules(modelType: modelType)
+  }
+
   /// What LoRA does: the factors are its own.
   public static func prepare(_ plan: inout AdapterPlan) throws(PEFTError) {
     if let config = plan.config as? LoRAConfig, !config.initialization.isPlainProduct {

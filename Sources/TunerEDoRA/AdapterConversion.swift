@@ -1,4 +1,3 @@
-import BLASKernels
 import NN
 import PEFTCore
 import PEFTSupport
@@ -83,20 +82,20 @@ extension PeftModel {
     var (difference, size) = (0.0, 0.0)
     var ofLayers: Set<Parameter.ID> = []
     var trained = 0
-    for (path, module) in base.namedModules() {
-      guard let host = module as? any AdapterHost, let stack = host.adapters as? AdapterStack,
-        let from = stack.layer(name), let to = stack.layer(newName)
-      else { continue }
-      for parameter in to.parameters {
+    let sources = Dictionary(
+      try adaptedLayers(of: name).map { ($0.path, $0) }, uniquingKeysWith: { first, _ in first })
+    for to in try adaptedLayers(of: newName) {
+      guard let from = sources[to.path] else { continue }
+      for parameter in to.layer.parameters {
         ofLayers.insert(parameter.parameter.id)
         if parameter.isTrained { trained += parameter.parameter.value.count }
       }
       do throws(PEFTError) {
-        let errors = try LayerConversion(host: host, from: from, to: to, plan).run()
+        let errors = try LayerConversion(from: from, to: to, isExact: plan.isExact).run()
         difference += errors.difference
         size += errors.size
       } catch {
-        throw error.located(at: path)
+        throw error.located(at: to.path)
       }
     }
     // The heads.
@@ -111,14 +110,12 @@ extension PeftModel {
 /// The new settings, and whether the change stays the same.
 struct ConversionPlan {
   let config: any TunerConfig
-  let form: AdapterForm
   let isExact: Bool
 
   init(
     _ source: LoRAConfig, _ recipe: EDoRAConfig?, to form: AdapterForm, rank: Int?,
     isCompact: Bool
   ) throws(PEFTError) {
-    self.form = form
     let isDecomposed = source.usesDoRA || recipe?.method == .edora
     switch form {
     case .lora: isExact = !isDecomposed
@@ -170,25 +167,15 @@ struct ConversionPlan {
 
 /// The conversion of one layer's adapter.
 struct LayerConversion {
-  let host: any AdapterHost
-  let from: any TunerLayer
-  let to: any TunerLayer
-  let plan: ConversionPlan
-
-  init(
-    host: any AdapterHost, from: any TunerLayer, to: any TunerLayer, _ plan: ConversionPlan
-  ) {
-    self.host = host
-    self.from = from
-    self.to = to
-    self.plan = plan
-  }
+  let from: AdaptedLayer
+  let to: AdaptedLayer
+  let isExact: Bool
 
   /// A and P of the old change s·P·A, the magnitude, and s.
   private func makeOld() throws(PEFTError) -> (
     a: Tensor, outer: Tensor, magnitude: Tensor?, scaling: Double
   )? {
-    switch from {
+    switch from.layer {
     case let layer as EDoRALayer:
       let a = layer.latent.map { linear(layer.a.value.transposed(), $0.value).transposed() }
       return (
@@ -211,13 +198,13 @@ struct LayerConversion {
   /// - Returns: ‖ΔW′ − ΔW‖² and ‖ΔW‖², both 0 where nothing is lost.
   func run() throws(PEFTError) -> (difference: Double, size: Double) {
     guard let old = try makeOld() else { throw Self.noFactors }
-    switch to {
+    switch to.layer {
     case let layer as EDoRALayer:
-      if plan.isExact, let source = from as? EDoRALayer {
+      if isExact, let source = from.layer as? EDoRALayer {
         try keep(source, in: layer)
         return (0, 0)
       }
-      if let source = from as? EDoRALayer, source.rank == layer.rank, layer.mark == nil {
+      if let source = from.layer as? EDoRALayer, source.rank == layer.rank, layer.mark == nil {
         layer.a.assign(source.a.value)
         layer.b.assign(source.b.value)
       }
@@ -227,7 +214,10 @@ struct LayerConversion {
         if let own = old.magnitude {
           magnitude = own
         } else {
-          magnitude = norms(of: try delta(from))
+          let change = try from.fullChange()
+          let changed = DenseMatrix(from.base.dequantized() + change)
+          magnitude = EDoRALayer.norms(
+            of: HostParameters(weight: .matrix(changed), bias: nil))
         }
         weight.magnitude.assign(magnitude.reshaped(weight.magnitude.shape))
       }
@@ -240,20 +230,20 @@ struct LayerConversion {
       } else {
         try requireValues()
         magnitude.assign(
-          layer.weight.currentNorms(host.parameters).reshaped(magnitude.shape))
+          layer.weight.currentNorms(to.parameters).reshaped(magnitude.shape))
       }
       return (0, 0)
     case let layer as any LoRAFactors:
-      if plan.isExact {
+      if isExact {
         layer.a.assign(old.a)
         layer.b.assign(old.outer)
         return (0, 0)
       }
       try requireValues()
-      try factorise(try delta(from), into: layer)
+      try factorise(try from.fullChange(), into: layer)
     default: throw Self.noFactors
     }
-    let (before, after) = (try delta(from), try delta(to))
+    let (before, after) = (try from.fullChange(), try to.fullChange())
     return ((after + before.scaled(by: -1)).sumOfSquares, before.sumOfSquares)
   }
 
@@ -265,42 +255,32 @@ struct LayerConversion {
   }
 
   private func requireValues() throws(PEFTError) {
-    guard !(host.parameters.matrix is ShapeOnlyMatrix) else {
+    guard !(from.base is ShapeOnlyMatrix) else {
       throw PEFTError(
         .invalidState, "this conversion needs the base model's weights",
         remedy: "Load the model instead of describing it.")
     }
   }
 
-  /// ΔW in the orientation of the host's matrix.
-  private func delta(_ layer: any TunerLayer) throws(PEFTError) -> Tensor {
-    let base = host.parameters.matrix
-    var block = Tensor.zeros([base.rows, base.columns])
-    try layer.addDelta(rows: 0..<base.rows, to: &block, base: base)
-    return block
-  }
-
-  /// The row norms of W + ΔW.
-  private func norms(of delta: Tensor) -> Tensor {
-    let sum = host.parameters.matrix.dequantized() + delta
-    return Tensor(
-      shape: [sum.rows],
-      scalars: DenseMatrix(sum).squaredRowNorms().scalars.map { $0.squareRoot() })
-  }
-
   /// B·A from the leading singular values of a change.
-  private func factorise(_ delta: Tensor, into layer: any LoRAFactors) throws(PEFTError) {
-    let oriented = host is Embedding ? delta.transposed() : delta
+  private func factorise(_ change: Tensor, into layer: any LoRAFactors) throws(PEFTError) {
+    let oriented = to.host is Embedding ? change.transposed() : change
     let most = min(oriented.rows, oriented.columns)
+    guard to.host.groups == 1 else {
+      throw PEFTError(
+        .unsupported, "the change of a convolution with groups cannot be written with two factors",
+        remedy: "Leave this layer out of the adapter.")
+    }
     guard layer.rank <= most else {
       throw PEFTError(
         .invalidConfiguration,
         "The chosen rank \(layer.rank) is larger than the weight shape (\(most)), please choose a "
           + "lower rank.")
     }
-    let (a, b) = try Decomposition.leading(oriented, rank: layer.rank, by: .exact, seed: 0)
-    layer.a.assign(a.scaled(by: Float(1 / layer.scaling)).reshaped(layer.a.shape))
-    layer.b.assign(b.reshaped(layer.b.shape))
+    let factors = Decomposition.factors(
+      [try oriented.decomposed(rank: layer.rank)], groupRank: layer.rank)
+    layer.a.assign(factors.a.scaled(by: Float(1 / layer.scaling)).reshaped(layer.a.shape))
+    layer.b.assign(factors.b.reshaped(layer.b.shape))
   }
 
   /// R of the change in the span of the new A and B that is nearest to s·P·A:

@@ -39,7 +39,7 @@ final class EDoRALayer: TunerLayer {
           + "singular vectors", remedy: "Lower 'r', or set 'rank_pattern' for this module.")
     }
     scaling = Float(try config.lora.scaling(site.target, rank: rank))
-    dropout = Dropout(config.lora.dropout, path: "\(site.path).lora_dropout.\(site.adapter)")
+    dropout = Dropout(config.lora.dropout, at: site)
     self.site = siteID(site.path)
     reconstruction = config.reconstruction
     let trainsFactors = !config.reconstruction.hasLatent
@@ -51,7 +51,7 @@ final class EDoRALayer: TunerLayer {
       : Parameter(
         .normal(
           [rank, rank], deviation: Float(config.sigma),
-          key: DropoutKey(seed: site.seed, stream: siteID("\(site.path).lora_latent_mapping"))))
+          key: site.randomKey("lora_latent_mapping")))
     let (inner, outer, between) = (a, b, latent)
     weight =
       config.method == .loraXS
@@ -67,16 +67,16 @@ final class EDoRALayer: TunerLayer {
       config.isCompact
       ? Parameter(.zeros([Fingerprint.length + 2 * rank]), isTrainable: false) : nil
     guard site.initializesFromWeight else { return }
-    try computeFactors(site.host)
+    try computeFactors(site.parameters)
     if trainsFactors {
       a.assign(
         .normal(
           [rank, inputs], deviation: Float(config.sigma),
-          key: DropoutKey(seed: site.seed, stream: siteID("\(site.path).lora_A"))))
+          key: site.randomKey("lora_A")))
     }
-    mark?.assign(makeMark(site.host))
+    mark?.assign(makeMark(site.parameters))
     // As the repository: the norm of W alone, from which R's first effect is not told apart.
-    weight?.magnitude.assign(norms(of: site.host.parameters))
+    weight?.magnitude.assign(Self.norms(of: site.parameters))
   }
 
   /// P = B·R, or B where there is no R.
@@ -85,7 +85,8 @@ final class EDoRALayer: TunerLayer {
     latent.map { linear(b, $0.transposed()) } ?? b
   }
 
-  private func norms(of parameters: HostParameters) -> Tensor {
+  /// ‖W‖ of each row.
+  static func norms(of parameters: HostParameters) -> Tensor {
     let squared = parameters.squaredNorms(.rows).scalars
     return Tensor(shape: [squared.count], scalars: squared.map { $0.squareRoot() })
   }
@@ -94,8 +95,8 @@ final class EDoRALayer: TunerLayer {
 
   /// Sets A and B by the recipe: B's columns are left singular vectors of the weight, A's rows right
   /// ones times their singular values.
-  private func computeFactors(_ host: any AdapterHost) throws(PEFTError) {
-    let (inputs, outputs) = (host.inputFeatures, host.outputFeatures)
+  private func computeFactors(_ parameters: HostParameters) throws(PEFTError) {
+    let (inputs, outputs) = (a.shape[1], b.shape[0])
     let seed = UInt64(bitPattern: Int64(reconstruction.randomState))
     func uniform(_ shape: [Int], fanIn: Int, _ name: UInt64) -> Tensor {
       // kaiming_uniform with a = √5 is uniform in ±1/√fan_in; the repository draws the transposes.
@@ -108,9 +109,16 @@ final class EDoRALayer: TunerLayer {
       b.assign(uniform([outputs, rank], fanIn: outputs, 2))
       return
     }
-    var (a, b) = try Decomposition.leading(
-      host.parameters.matrix.dequantized(), rank: rank, by: reconstruction.decomposition,
-      seed: seed)
+    let weight = parameters.matrix.dequantized()
+    let parts: Decomposition
+    switch reconstruction.decomposition {
+    case .exact: parts = try weight.decomposed(rank: rank)
+    case .randomized(let iterations):
+      parts = try weight.decomposed(
+        rank: rank, oversampling: 10, iterations: iterations, seed: seed)
+    }
+    let a = parts.vt.scalingRows(by: Tensor(shape: [rank], scalars: parts.s))
+    var b = parts.u
     if reconstruction.drawsHalfOfB {
       let first = (rank + 1) / 2
       let drawn = uniform([outputs, rank], fanIn: outputs, 3).scalars
@@ -124,22 +132,22 @@ final class EDoRALayer: TunerLayer {
     self.b.assign(b)
   }
 
-  private func makeMark(_ host: any AdapterHost) -> Tensor {
-    Fingerprint.mark(host.parameters.matrix, a: a.value, b: b.value)
+  private func makeMark(_ parameters: HostParameters) -> Tensor {
+    Fingerprint.mark(parameters.matrix, a: a.value, b: b.value)
   }
 
   /// A compact file has no A and B: they are computed, and must be those that R was trained with.
-  func didLoad(on host: any AdapterHost) throws(PEFTError) {
+  func didLoad(on parameters: HostParameters) throws(PEFTError) {
     guard let mark else { return }
     // What was loaded says which base it is; checked before a decomposition is computed.
-    guard Fingerprint.isOf(host.parameters.matrix, mark.value) else {
+    guard Fingerprint.isOf(parameters.matrix, mark.value) else {
       throw PEFTError(
         .invalidAdapter,
         "the compact adapter was made for another base model: this module's weight is another one",
         remedy: "Load the base model that it was trained on, in the same precision.")
     }
-    try computeFactors(host)
-    guard Fingerprint.agrees(makeMark(host), mark.value) else {
+    try computeFactors(parameters)
+    guard Fingerprint.agrees(makeMark(parameters), mark.value) else {
       throw PEFTError(
         .invalidAdapter,
         "the compact adapter's A and B cannot be made again on this machine: the decomposition of "
@@ -152,8 +160,8 @@ final class EDoRALayer: TunerLayer {
 
   var parameters: [AdapterParameter] {
     var result = [
-      AdapterParameter("lora_A.weight", a, isTrained: latent == nil),
-      AdapterParameter("lora_B.weight", b, isTrained: latent == nil),
+      AdapterParameter(LoRAKey.a, a, isTrained: latent == nil),
+      AdapterParameter(LoRAKey.b, b, isTrained: latent == nil),
     ]
     if mark != nil {
       result[0].isStored = false
@@ -166,7 +174,7 @@ final class EDoRALayer: TunerLayer {
       parameter.otherSuffixes = ["default_lora_latent_mapping.weight"]
       result.append(parameter)
     }
-    if let weight { result.append(AdapterParameter("lora_magnitude_vector", weight.magnitude)) }
+    if let weight { result.append(AdapterParameter(LoRAKey.magnitude, weight.magnitude)) }
     if let mark { result.append(AdapterParameter("base_fingerprint", mark, isTrained: false)) }
     return result
   }
@@ -180,13 +188,7 @@ final class EDoRALayer: TunerLayer {
   }
 
   func output(_ call: LayerCall) -> Tensor? {
-    guard let weight, case .features(let x) = call.input,
-      case .matrix(let matrix) = call.parameters.weight, dropout.key(call.context) == nil
-    else { return nil }
-    let product = weight.product(of: x, matrix, call.parameters)
-    return decomposedLinear(
-      x, product: product, weight: matrix, bias: call.parameters.bias?.tensor, low: low(x),
-      b: b.tensor, scaling: scaling, scale: weight.columnScale(call.parameters))
+    weight?.output(call, isDropped: dropout.key(call.context) != nil, b: b, low: low)
   }
 
   func contribute(_ call: LayerCall, to sum: inout Tensor) {
@@ -214,41 +216,19 @@ final class EDoRALayer: TunerLayer {
   func printed(
     around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
   ) -> PrintedModule {
-    let own = layers.compactMap { entry in
-      (entry.layer as? EDoRALayer).map { (entry.adapter, $0) }
-    }
-    func dictionary(_ make: (EDoRALayer) -> PrintedModule?) -> PrintedModule {
-      PrintedModule(
-        "ModuleDict",
-        children: own.compactMap { name, layer in make(layer).map { (name, $0) } })
-    }
-    func plain(_ inputs: Int, _ outputs: Int) -> PrintedModule {
-      PrintedModule(
-        "Linear", attributes: "in_features=\(inputs), out_features=\(outputs), bias=False")
-    }
-    let children: [(String, PrintedModule)] = [
-      ("base_layer", base),
-      (
-        "lora_dropout",
-        dictionary {
-          $0.dropout.probability > 0
-            ? PrintedModule("Dropout", attributes: $0.dropout.attributes)
-            : PrintedModule("Identity")
-        }
-      ),
-      ("lora_A", dictionary { plain($0.a.shape[1], $0.rank) }),
-      ("lora_B", dictionary { plain($0.rank, $0.b.shape[0]) }),
-      ("lora_embedding_A", PrintedModule("ParameterDict")),
-      ("lora_embedding_B", PrintedModule("ParameterDict")),
-      (
-        "lora_magnitude_vector",
-        dictionary { $0.weight.map { _ in PrintedModule("lora.dora.DoraLinearLayer") } }
-      ),
-    ]
+    let own = PrintedLayers<EDoRALayer>(layers)
+    let wrapper = LoRAPrinter.wrapper(
+      "Linear", around: base, dropout: own.modules { LoRAPrinter.dropout($0.dropout) },
+      a: own.modules { LoRAPrinter.linear($0.a.shape[1], $0.rank) },
+      b: own.modules { LoRAPrinter.linear($0.rank, $0.b.shape[0]) },
+      magnitude: own.modules {
+        $0.weight.map { _ in PrintedModule("lora.dora.DoraLinearLayer") }
+      })
     // The repository hangs each R on the module under the adapter's name.
-    let latents = own.compactMap { name, layer in
-      layer.latent.map { _ in ("\(name)_lora_latent_mapping", plain(layer.rank, layer.rank)) }
+    let latents = own.layers.filter { $0.layer.latent != nil }.map { name, layer in
+      ("\(name)_lora_latent_mapping", LoRAPrinter.linear(layer.rank, layer.rank))
     }
-    return PrintedModule("lora.Linear", children: children + latents)
+    return PrintedModule(
+      wrapper.typeName, children: wrapper.children.map { ($0.name, $0.module) } + latents)
   }
 }

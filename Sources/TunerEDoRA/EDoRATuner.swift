@@ -27,6 +27,11 @@ public enum EDoRATuner: Tuner {
   public static func defaultTargets(modelType: String) -> TargetModules? {
     LoRATuner.defaultTargets(modelType: modelType)
   }
+
+  /// Those that LoRA does not reach.
+  public static func unreachableModules(modelType: String) -> Set<String> {
+    LoRATuner.unreachableModules(modelType: modelType)
+  }
 }
 
 /// LoRA-XS (Bałazy et al., arXiv 2405.17604): W′ = W + s·B·R·A, where A and B are frozen, from the
@@ -52,6 +57,11 @@ public enum LoRAXSTuner: Tuner {
   /// The targets for a model type when the config names none.
   public static func defaultTargets(modelType: String) -> TargetModules? {
     LoRATuner.defaultTargets(modelType: modelType)
+  }
+
+  /// Those that LoRA does not reach.
+  public static func unreachableModules(modelType: String) -> Set<String> {
+    LoRATuner.unreachableModules(modelType: modelType)
   }
 }
 

@@ -45,7 +45,7 @@ final class FusedLayer: LowRankLayer, ScaledLayer {
     partWidth = outputs / parts.count
     let width = partWidth
     starts = parts.indices.filter { parts[$0] }.map { $0 * width }
-    dropout = Dropout(config.dropout, path: "\(site.path).lora_dropout.\(site.adapter)")
+    dropout = Dropout(config.dropout, at: site)
     let aShape = [starts.count * rank, host.inputFeatures]
     let bShape = [starts.count * partWidth, rank]
     if site.isLoading {
@@ -54,21 +54,14 @@ final class FusedLayer: LowRankLayer, ScaledLayer {
       b = Parameter(.zeros(bShape))
       return
     }
-    let aKey = InitialFactors.key(site, "lora_A")
-    switch config.initialization {
-    case .gaussian: a = Parameter(.normal(aShape, deviation: 1 / Float(rank), key: aKey))
-    default:
-      a = Parameter(.uniform(aShape, bound: 1 / Float(aShape[1]).squareRoot(), key: aKey))
-    }
-    b = Parameter(
-      config.initialization == .random
-        ? .uniform(
-          bShape, bound: 1 / Float(rank).squareRoot(), key: InitialFactors.key(site, "lora_B"))
-        : .zeros(bShape))
+    let initial = InitialFactors.drawn(
+      site, config.initialization, rank, a: aShape, b: bShape)
+    a = Parameter(initial.a)
+    b = Parameter(initial.b)
   }
 
   var parameters: [AdapterParameter] {
-    [AdapterParameter("lora_A.weight", a), AdapterParameter("lora_B.weight", b)]
+    [AdapterParameter(LoRAKey.a, a), AdapterParameter(LoRAKey.b, b)]
   }
 
   /// With B as if all parts saw all of A: the change is no product of A and B themselves.
@@ -118,24 +111,19 @@ final class FusedLayer: LowRankLayer, ScaledLayer {
   func printed(
     around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
   ) -> PrintedModule {
-    let own = layers.compactMap { entry in
-      (entry.layer as? FusedLayer).map { (entry.adapter, $0) }
-    }
-    func dictionary(_ make: (FusedLayer) -> PrintedModule) -> PrintedModule {
-      PrintedModule("ModuleDict", children: own.map { ($0.0, make($0.1)) })
-    }
+    let own = PrintedLayers<FusedLayer>(layers)
     return PrintedModule(
       "lora.MergedLinear",
       children: [
         ("base_layer", base),
-        ("lora_dropout", dictionary { LoRAPrinter.dropout($0.dropout) }),
+        ("lora_dropout", own.modules { LoRAPrinter.dropout($0.dropout) }),
         (
           "lora_A",
-          dictionary { LoRAPrinter.linear($0.a.shape[1], $0.a.shape[0], hasBias: false) }
+          own.modules { LoRAPrinter.linear($0.a.shape[1], $0.a.shape[0]) }
         ),
         (
           "lora_B",
-          dictionary { layer in
+          own.modules { layer in
             let groups = layer.starts.count
             let settings = ConvolutionSettings(
               groups * layer.rank, groups * layer.partWidth, kernel: [1], groups: groups)

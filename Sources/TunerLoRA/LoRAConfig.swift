@@ -119,8 +119,8 @@ public struct LoRAConfig: TunerConfig, Equatable {
     alpha = try reader.double("lora_alpha") ?? 8
     dropout = try reader.double("lora_dropout") ?? 0
     targets = try TargetSelection(&reader)
-    rankPattern = try Self.patterns("rank_pattern", &reader)
-    alphaPattern = try Self.patterns("alpha_pattern", &reader)
+    rankPattern = try reader.patterns("rank_pattern")
+    alphaPattern = try reader.patterns("alpha_pattern")
     usesRSLoRA = try reader.bool("use_rslora") ?? false
     usesDoRA = try reader.bool("use_dora") ?? false
     detachesNorm = try reader.bool("dora_detach_norm") ?? true
@@ -219,8 +219,12 @@ public struct LoRAConfig: TunerConfig, Equatable {
   ///   - path: The module's path, which patterns are matched against.
   ///   - rank: Its rank.
   package func scaling(_ path: String, rank: Int) throws(PEFTError) -> Double {
-    let alpha = try alpha(path)
-    return usesRSLoRA ? alpha / Double(rank).squareRoot() : alpha / Double(rank)
+    try Self.scaling(alpha(path), rank: rank, isStabilized: usesRSLoRA)
+  }
+
+  /// alpha/r, or alpha/√r.
+  static func scaling(_ alpha: Double, rank: Int, isStabilized: Bool) -> Double {
+    alpha / (isStabilized ? Double(rank).squareRoot() : Double(rank))
   }
 
   /// The alpha at a module.
@@ -300,11 +304,5 @@ public struct LoRAConfig: TunerConfig, Equatable {
 
   private static func number(_ value: Double) -> JSONValue {
     Int(exactly: value).map { .int($0) } ?? .double(value)
-  }
-
-  private static func patterns(
-    _ key: String, _ reader: inout ConfigReader
-  ) throws(PEFTError) -> SuffixPatterns {
-    SuffixPatterns((try reader.numbers(key) ?? []).map { .init($0.key, $0.value) })
   }
 }

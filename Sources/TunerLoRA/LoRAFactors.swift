@@ -15,14 +15,16 @@ package protocol LoRAFactors: LowRankLayer {
 
 extension LoRALayer: LoRAFactors {}
 
+extension Dropout {
+  /// The dropout on the input of an adapter's A.
+  package convenience init(_ probability: Double, at site: AdapterSite) {
+    self.init(probability, path: "\(site.path).lora_dropout.\(site.adapter)")
+  }
+}
+
 extension LoRAFactors {
   /// A as a matrix, `[rank, inputs · kernel]`.
-  package var aMatrix: Tensor { Self.matrix(a.tensor) }
+  package var aMatrix: Tensor { a.tensor.asMatrix }
   /// B as a matrix, `[outputs, rank/groups]`.
-  package var bMatrix: Tensor { Self.matrix(b.tensor) }
-
-  private static func matrix(_ kernel: Tensor) -> Tensor {
-    kernel.shape.count == 2
-      ? kernel : kernel.reshaped([kernel.shape[0], kernel.count / max(kernel.shape[0], 1)])
-  }
+  package var bMatrix: Tensor { b.tensor.asMatrix }
 }

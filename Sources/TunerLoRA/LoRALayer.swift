@@ -64,9 +64,7 @@ final class LoRALayer: ScaledLayer {
     b = Parameter(initial.b)
     bias = initial.bias.map { Parameter($0) }
     remark = Self.remark(host, hasBias: bias != nil)
-    dropout = Dropout(
-      Self.hasDropout(site) ? config.dropout : 0,
-      path: "\(site.path).lora_dropout.\(site.adapter)")
+    dropout = Dropout(Self.hasDropout(site) ? config.dropout : 0, at: site)
   }
 
   private static func remark(_ host: any AdapterHost, hasBias: Bool) -> String? {
@@ -84,11 +82,9 @@ final class LoRALayer: ScaledLayer {
   }
 
   var parameters: [AdapterParameter] {
-    if isEmbedding {
-      return [AdapterParameter("lora_embedding_A", a), AdapterParameter("lora_embedding_B", b)]
-    }
-    return [AdapterParameter("lora_A.weight", a), AdapterParameter("lora_B.weight", b)]
-      + (bias.map { [AdapterParameter("lora_B.bias", $0)] } ?? [])
+    let keys = LoRAKey.factors(ofEmbedding: isEmbedding)
+    return [AdapterParameter(keys.a, a), AdapterParameter(keys.b, b)]
+      + (bias.map { [AdapterParameter(LoRAKey.bias, $0)] } ?? [])
   }
 
   // Two matrices that act on rows of features, and nothing else.
@@ -105,7 +101,7 @@ final class LoRALayer: ScaledLayer {
   func contribute(_ call: LayerCall, to sum: inout Tensor) {
     let input = call.input.map { dropout($0, call.context) }
     let low = call.host.project(input, by: a.tensor)
-    sum.addProduct(low, matrix(b.tensor), groups: groups, scale: Float(scaling))
+    sum.addProduct(low, bMatrix, groups: groups, scale: Float(scaling))
     if let bias { sum.addToRows(bias.tensor, scale: Float(scaling)) }
     if let reference {
       // Without dropout: it belongs to the base, from which peft takes it.
@@ -115,7 +111,7 @@ final class LoRALayer: ScaledLayer {
   }
 
   var referenceTensors: [(suffix: String, value: Tensor)] {
-    reference.map { [("lora_A.weight", $0.a), ("lora_B.weight", $0.b)] } ?? []
+    reference.map { [(LoRAKey.a, $0.a), (LoRAKey.b, $0.b)] } ?? []
   }
 
   func plainTensors() throws(PEFTError) -> [(suffix: String, value: Tensor)] {
@@ -127,7 +123,7 @@ final class LoRALayer: ScaledLayer {
     }
     guard let reference else { return parameters.map { ($0.suffix, $0.parameter.value) } }
     let plain = reference.plain(a: a.value, b: b.value, scaling: Float(scaling), rank: rank)
-    return [("lora_A.weight", plain.a), ("lora_B.weight", plain.b)]
+    return [(LoRAKey.a, plain.a), (LoRAKey.b, plain.b)]
   }
 
   func addDelta(
@@ -145,7 +141,7 @@ final class LoRALayer: ScaledLayer {
     }
     // Rows of s·B·A; addProduct multiplies by a transpose, and A is small.
     block.addProduct(
-      matrix(b.value).rowRange(rows), matrix(a.value).transposed(), scale: Float(scaling))
+      b.value.asMatrix.rowRange(rows), a.value.asMatrix.transposed(), scale: Float(scaling))
     if let reference {
       block.addProduct(
         reference.b.rowRange(rows), reference.a.transposed(), scale: -reference.scaling)
@@ -162,18 +158,10 @@ final class LoRALayer: ScaledLayer {
 
   var biasDelta: Tensor? { bias?.value.scaled(by: Float(scaling)) }
 
-  /// A convolution's kernel as a matrix.
-  private func matrix(_ kernel: Tensor) -> Tensor {
-    kernel.shape.count == 2
-      ? kernel : kernel.reshaped([kernel.shape[0], kernel.count / max(kernel.shape[0], 1)])
-  }
-
   func printed(
     around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
   ) -> PrintedModule {
-    LoRAPrinter(
-      layers.compactMap { entry in (entry.layer as? LoRALayer).map { (entry.adapter, $0) } }
-    ).printed(around: base)
+    LoRAPrinter(layers).printed(around: base)
   }
 }
 

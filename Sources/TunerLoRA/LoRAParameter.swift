@@ -36,26 +36,14 @@ final class LoRAParameter: TunerLayer {
     // The table of an embedding is [count, width], and so a weight with `width` inputs.
     let inputs = isTable ? host.outputFeatures : host.inputFeatures
     let outputs = isTable ? host.inputFeatures : host.outputFeatures
-    let shapeA = [experts * rank, inputs]
-    let shapeB = [outputs, rank * experts]
-    let aValue: Tensor
-    var bValue = Tensor.zeros(shapeB)
-    if initialization == .gaussian {
-      aValue = .normal(shapeA, deviation: 1 / Float(rank), key: InitialFactors.key(site, "lora_A"))
-    } else {
-      let bound = 1 / Float(inputs).squareRoot()
-      aValue = .uniform(shapeA, bound: bound, key: InitialFactors.key(site, "lora_A"))
-    }
-    if config.initialization == .random {
-      let bound = 1 / Float(rank * experts).squareRoot()
-      bValue = .uniform(shapeB, bound: bound, key: InitialFactors.key(site, "lora_B"))
-    }
-    a = Parameter(aValue)
-    b = Parameter(bValue)
+    let initial = InitialFactors.drawn(
+      site, initialization, rank, a: [experts * rank, inputs], b: [outputs, rank * experts])
+    a = Parameter(initial.a)
+    b = Parameter(initial.b)
   }
 
   var parameters: [AdapterParameter] {
-    [AdapterParameter("lora_A.weight", a), AdapterParameter("lora_B.weight", b)]
+    [AdapterParameter(LoRAKey.a, a), AdapterParameter(LoRAKey.b, b)]
   }
 
   /// Rows of A that belong to an expert.
@@ -121,16 +109,11 @@ final class LoRAParameter: TunerLayer {
   func printed(
     around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
   ) -> PrintedModule {
-    let own = layers.compactMap { entry in
-      (entry.layer as? LoRAParameter).map { (entry.adapter, $0) }
-    }
-    func dictionary(_ make: (LoRAParameter) -> PrintedModule) -> PrintedModule {
-      PrintedModule("ModuleDict", children: own.map { ($0.0, make($0.1)) })
-    }
+    let own = PrintedLayers<LoRAParameter>(layers)
     return LoRAPrinter.wrapper(
-      "ParamWrapper", around: base, dropout: dictionary { _ in PrintedModule("Identity") },
-      a: dictionary { LoRAPrinter.linear($0.a.shape[1], $0.a.shape[0], hasBias: false) },
-      b: dictionary { LoRAPrinter.linear($0.b.shape[1], $0.b.shape[0], hasBias: false) })
+      "ParamWrapper", around: base, dropout: own.modules { _ in PrintedModule("Identity") },
+      a: own.modules { LoRAPrinter.linear($0.a.shape[1], $0.a.shape[0]) },
+      b: own.modules { LoRAPrinter.linear($0.b.shape[1], $0.b.shape[0]) })
   }
 }
 

@@ -2,44 +2,63 @@ import NN
 import PEFTCore
 import Tensors
 
+/// The layers of one kind on a host, for printing.
+package struct PrintedLayers<Layer> {
+  /// The layers by adapter.
+  package let layers: [(adapter: String, layer: Layer)]
+
+  /// Those that are of the kind.
+  package init(_ layers: [(adapter: String, layer: any TunerLayer)]) {
+    self.layers = layers.compactMap { entry in
+      (entry.layer as? Layer).map { (entry.adapter, $0) }
+    }
+  }
+
+  /// A dictionary of modules by adapter, without those of layers that have none.
+  package func modules(_ make: (Layer) -> PrintedModule?) -> PrintedModule {
+    PrintedModule(
+      "ModuleDict",
+      children: layers.compactMap { name, layer in make(layer).map { (name, $0) } })
+  }
+}
+
 /// How peft prints a layer with LoRA on it.
-struct LoRAPrinter {
-  private let layers: [(adapter: String, layer: LoRALayer)]
+package struct LoRAPrinter {
+  private let own: PrintedLayers<LoRALayer>
 
   /// Creates a printer for the adapters of one layer.
-  init(_ layers: [(adapter: String, layer: LoRALayer)]) { self.layers = layers }
+  init(_ layers: [(adapter: String, layer: any TunerLayer)]) { own = PrintedLayers(layers) }
 
   /// The tree.
   func printed(around base: PrintedModule) -> PrintedModule {
-    let isEmbedding = layers.first?.layer.parameters.first?.suffix == "lora_embedding_A"
-    func modules(_ make: (LoRALayer) -> PrintedModule) -> PrintedModule {
-      PrintedModule("ModuleDict", children: layers.map { ($0.adapter, make($0.layer)) })
-    }
+    let isEmbedding = own.layers.first?.layer.parameters.first?.suffix == LoRAKey.embeddingA
     return Self.wrapper(
-      Self.wrapperName(base), around: base, dropout: modules { Self.dropout($0.dropout) },
-      a: isEmbedding ? nil : modules { Self.a($0, base) }, b: isEmbedding ? nil : modules(Self.b),
+      Self.wrapperName(base), around: base, dropout: own.modules { Self.dropout($0.dropout) },
+      a: isEmbedding ? nil : own.modules { Self.a($0, base) },
+      b: isEmbedding ? nil : own.modules(Self.b),
       embeddingA: parameters(isEmbedding ? \.a : nil),
       embeddingB: parameters(isEmbedding ? \.b : nil))
   }
 
   /// What all of peft's wrappers have.
-  static func wrapper(
+  package static func wrapper(
     _ name: String, around base: PrintedModule, dropout: PrintedModule, a: PrintedModule?,
     b: PrintedModule?, embeddingA: PrintedModule = PrintedModule("ParameterDict"),
-    embeddingB: PrintedModule = PrintedModule("ParameterDict")
+    embeddingB: PrintedModule = PrintedModule("ParameterDict"),
+    magnitude: PrintedModule = PrintedModule("ModuleDict")
   ) -> PrintedModule {
     PrintedModule(
       "lora.\(name)",
       children: [
         ("base_layer", base), ("lora_dropout", dropout),
         ("lora_A", a ?? PrintedModule("ModuleDict")), ("lora_B", b ?? PrintedModule("ModuleDict")),
-        ("lora_embedding_A", embeddingA), ("lora_embedding_B", embeddingB),
-        ("lora_magnitude_vector", PrintedModule("ModuleDict")),
+        (LoRAKey.embeddingA, embeddingA), (LoRAKey.embeddingB, embeddingB),
+        (LoRAKey.magnitude, magnitude),
       ])
   }
 
   /// A dropout, which peft leaves out where nothing is dropped.
-  static func dropout(_ dropout: Dropout) -> PrintedModule {
+  package static func dropout(_ dropout: Dropout) -> PrintedModule {
     dropout.probability > 0
       ? PrintedModule("Dropout", attributes: dropout.attributes) : PrintedModule("Identity")
   }
@@ -61,7 +80,7 @@ struct LoRAPrinter {
       plain.groups = 1
       plain.paddingMode = .zeros
       return PrintedModule(base.typeName, attributes: plain.attributes(bias: false))
-    } ?? linear(layer.a.shape[1], layer.rank, hasBias: false)
+    } ?? linear(layer.a.shape[1], layer.rank)
   }
 
   private static func b(_ layer: LoRALayer) -> PrintedModule {
@@ -76,7 +95,9 @@ struct LoRAPrinter {
   }
 
   /// A linear layer.
-  static func linear(_ inputs: Int, _ outputs: Int, hasBias: Bool) -> PrintedModule {
+  package static func linear(
+    _ inputs: Int, _ outputs: Int, hasBias: Bool = false
+  ) -> PrintedModule {
     PrintedModule(
       "Linear",
       attributes: "in_features=\(inputs), out_features=\(outputs), bias="
@@ -87,6 +108,6 @@ struct LoRAPrinter {
     guard let value else { return PrintedModule("ParameterDict") }
     return .tensors(
       "ParameterDict", "Parameter",
-      layers.map { ($0.adapter, $0.layer[keyPath: value].shape) })
+      own.layers.map { ($0.adapter, $0.layer[keyPath: value].shape) })
   }
 }

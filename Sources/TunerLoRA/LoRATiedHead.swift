@@ -11,11 +11,11 @@ final class LoRATiedHead: TunerLayer {
 
   init(_ embedding: LoRALayer, _ site: AdapterSite, _ config: LoRAConfig) {
     self.embedding = embedding
-    dropout = Dropout(config.dropout, path: "\(site.path).lora_dropout.\(site.adapter)")
+    dropout = Dropout(config.dropout, at: site)
   }
 
   var parameters: [AdapterParameter] {
-    [("lora_A.weight", embedding.b), ("lora_B.weight", embedding.a)].map { suffix, factor in
+    [(LoRAKey.a, embedding.b), (LoRAKey.b, embedding.a)].map { suffix, factor in
       var parameter = AdapterParameter(suffix, factor)
       parameter.isTransposed = true
       return parameter
@@ -39,19 +39,14 @@ final class LoRATiedHead: TunerLayer {
   func printed(
     around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
   ) -> PrintedModule {
-    let own = layers.compactMap { entry in
-      (entry.layer as? LoRATiedHead).map { (entry.adapter, $0) }
-    }
-    func dictionary(_ make: (LoRATiedHead) -> PrintedModule) -> PrintedModule {
-      PrintedModule("ModuleDict", children: own.map { ($0.0, make($0.1)) })
-    }
+    let own = PrintedLayers<LoRATiedHead>(layers)
     return LoRAPrinter.wrapper(
-      "Linear", around: base, dropout: dictionary { LoRAPrinter.dropout($0.dropout) },
-      a: dictionary {
-        LoRAPrinter.linear($0.embedding.b.shape[0], $0.embedding.rank, hasBias: false)
+      "Linear", around: base, dropout: own.modules { LoRAPrinter.dropout($0.dropout) },
+      a: own.modules {
+        LoRAPrinter.linear($0.embedding.b.shape[0], $0.embedding.rank)
       },
-      b: dictionary {
-        LoRAPrinter.linear($0.embedding.rank, $0.embedding.a.shape[1], hasBias: false)
+      b: own.modules {
+        LoRAPrinter.linear($0.embedding.rank, $0.embedding.a.shape[1])
       })
   }
 }

@@ -95,13 +95,6 @@ struct AdapterTests {
         == "trainable params: 24 || all params: 153 || trainable%: 15.6863")
   }
 
-  @Test func parameterNumbersAreGroupedAndRounded() {
-    #expect(grouped(0) == "0" && grouped(999) == "999" && grouped(1000) == "1,000")
-    #expect(grouped(498_431_872) == "498,431,872")
-    #expect(fixed(0.88259, digits: 4) == "0.8826" && fixed(0, digits: 4) == "0.0000")
-    #expect(fixed(100, digits: 4) == "100.0000" && fixed(1.00004, digits: 4) == "1.0000")
-  }
-
   @Test func addingFailsWithoutATrace() throws {
     let fixture = try Fixture()
     let peft = fixture.peft

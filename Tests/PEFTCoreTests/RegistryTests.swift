@@ -17,7 +17,7 @@ private enum FlaggedTuner: Tuner {
 /// The registry, the order of dispatchers, and configs.
 struct RegistryTests {
   private func label(_ peft: PeftModel, _ place: Linear) -> String? {
-    let stack = place.adapters as? AdapterStack
+    let stack = place.stack
     return (stack?.layers.first?.layer as? DeltaLayer)?.label
   }
 

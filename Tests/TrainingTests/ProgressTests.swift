@@ -73,14 +73,4 @@ struct ProgressTests {
 
         """)
   }
-
-  @Test func numbers() {
-    #expect(fixed(1.005, 2) == "1.00" && fixed(0.0449, 1) == "0.0" && fixed(-2.5, 0) == "-2")
-    #expect(fixed(.nan, 2) == "nan" && fixed(-0.001, 2) == "0.00")
-    #expect(scientific(1.25e-4) == "1.25e-04" && scientific(0) == "0.00e+00")
-    #expect(scientific(9.999e-5) == "1.00e-04" && scientific(-12) == "-1.20e+01")
-    #expect(duration(59.4) == "59 s" && duration(185) == "3 min 05 s")
-    #expect(duration(7800) == "2 h 10 min" && duration(.infinity) == "?")
-    #expect(grouped(1_234_567) == "1,234,567" && grouped(-100) == "-100")
-  }
 }

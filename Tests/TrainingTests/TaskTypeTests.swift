@@ -48,6 +48,23 @@ struct TaskTypeTests {
     #expect(unknown.contains("invalid task type: 'RANKING'"), "\(unknown)")
   }
 
+  /// Training goes on from an adapter's task, here that of a file of peft.
+  @Test func adaptersOfEncoderDecodersSayWhatIsMissing() throws {
+    let adapter = JSONValue.string(TestData.golden("files/seq2seq"))
+    for (kind, name) in [(TinyRun.Kind.classifier, "BERT"), (.languageModel, "Llama")] {
+      let run = try TinyRun(kind)
+      let text = failure { _ = try run.prepare(["init_adapter": adapter]) }
+      #expect(
+        text.contains("has no SEQ_2_SEQ_LM head: that takes an encoder-decoder, such as T5")
+          && text.contains(name), "\(text)")
+      #expect(!FileSystem.exists(run.folder("out")))
+      let other = failure {
+        _ = try run.prepare(["init_adapter": adapter, "task_type": "CAUSAL_LM"])
+      }
+      #expect(other.contains("'init_adapter' is for SEQ_2_SEQ_LM"), "\(other)")
+    }
+  }
+
   /// A hinge loss on two numbers: nothing that the package knows.
   private struct RankingTask: TrainableTask {
     var formats: [DataConfiguration.Format] { [.classification] }

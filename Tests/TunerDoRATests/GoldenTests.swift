@@ -115,7 +115,7 @@ struct GoldenTests {
   func magnitudesBeginAsPeftHasThem(_ name: String) throws {
     let golden = try Self.golden(name)
     let (host, peft) = try golden.model()
-    let layer = try #require((host.adapters as? AdapterStack)?.layer("default") as? DoRALayer)
+    let layer = try #require(host.stack?.layer("default") as? DoRALayer)
     let error = relativeError(
       layer.weight.currentNorms(host.parameters), try golden.tensor("magnitude.init", ""))
     #expect(error < 1e-6, "\(error)")

@@ -51,7 +51,7 @@ struct SettingsTests {
     for (host, rank, scaling) in [
       (model.first, 2, 6 / 2.0.squareRoot()), (model.second, 4, 3 / 2.0),
     ] {
-      let layer = try #require((host.adapters as? AdapterStack)?.layer("a") as? DoRALayer)
+      let layer = try #require(host.stack?.layer("a") as? DoRALayer)
       #expect(layer.factors.rank == rank)
       let (a, b) = (layer.factors.a.value.scalars, layer.factors.b.value.scalars)
       let weight = host.parameters.matrix.dequantized().scalars

@@ -127,6 +127,43 @@ struct ConversionTests {
     #expect(!peft.adapterNames.contains("no"))
   }
 
+  /// The truncated decomposition of the whole change, into a file of plain LoRA: R is in the factors.
+  @Test(arguments: [("linear", 10), ("xs-linear", 3)])
+  func anyChangeBecomesLoRA(_ name: String, _ rank: Int) throws {
+    let golden = try GoldenTests.golden(name)
+    let (host, peft) = try golden.model()
+    let conversion = try peft.convertToLoRA("default", rank: .fixed(rank))
+    #expect(
+      conversion.values.tensors.map(\.key) == [
+        "base_model.model.layer.lora_A.weight", "base_model.model.layer.lora_B.weight",
+      ])
+    try peft.add("lora", conversion.values)
+    let expected = try golden.expected.tensor("output.active")
+    #expect(relativeError(try output(golden, host, peft, "lora"), expected) < 1e-4)
+  }
+
+  /// These methods refer to nothing but the base, so their plain form is the form that is saved, and
+  /// values that are taken from one model go to another.
+  @Test(arguments: EDoRAConfig.Method.allCases, [false, true])
+  func plainFormIsTheSavedOne(_ method: EDoRAConfig.Method, _ isCompact: Bool) throws {
+    let golden = try GoldenTests.golden("linear")
+    let (host, peft) = try golden.model([])
+    try peft.add(
+      "a",
+      EDoRAConfig(
+        method, rank: 3, alpha: 6, targets: TargetSelection(.list(["layer"])), sigma: 0.3,
+        isCompact: isCompact))
+    let (state, plain) = (try peft.state(of: "a"), try peft.plainState(of: "a"))
+    #expect(plain.names == state.names)
+    for name in state.names {
+      #expect(try plain.tensor(name).scalars == state.tensor(name).scalars, "\(name)")
+    }
+    let (other, again) = try golden.model([])
+    try again.add("b", try peft.values(of: "a"))
+    #expect(
+      try output(golden, other, again, "b").scalars == output(golden, host, peft, "a").scalars)
+  }
+
   /// The head goes with the adapter.
   @Test func headsAreKept() throws {
     let loaded = try ModelLoader.load(TestData.golden("bert/model"))

@@ -252,6 +252,19 @@ struct RecipeTests {
     #expect(fixture.peft.adapterNames.isEmpty)
   }
 
+  /// LoRA's targets, and its refusals, are those of the methods that build upon it.
+  @Test(arguments: ["mamba", "falcon_h1", "llama", "bert", "gpt2"])
+  func relativesTargetWhatLoRADoes(_ modelType: String) {
+    for tuner: any Tuner.Type in [DoRATuner.self, EDoRATuner.self, LoRAXSTuner.self] {
+      #expect(
+        tuner.defaultTargets(modelType: modelType) == LoRATuner.defaultTargets(modelType: modelType)
+      )
+      #expect(
+        tuner.unreachableModules(modelType: modelType)
+          == LoRATuner.unreachableModules(modelType: modelType))
+    }
+  }
+
   /// As the repository's code leaves its modules.
   @Test func printsLatentMappings() throws {
     let fixture = Fixture()

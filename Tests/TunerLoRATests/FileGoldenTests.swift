@@ -173,6 +173,25 @@ struct FileGoldenTests {
     }
   }
 
+  /// An adapter of an encoder-decoder, whose architecture is not here, in a tree of its names.
+  @Test func seq2seqAdaptersAreWrittenBackToTheByte() throws {
+    let source = try AdapterFolder(TestData.golden("files/seq2seq"))
+    let peft = PeftModel(
+      AdapterTree.make(for: source.tensors), info: BaseModelInfo(modelType: "t5"),
+      registry: AdapterTree.registry)
+    let report = try peft.load(source)
+    #expect(report.matched.count == 12 && report.missing.isEmpty && report.unexpected.isEmpty)
+    #expect(try peft.taskType("default") == .seq2SeqLM)
+    #expect(peft.printed.typeName == "PeftModelForSeq2SeqLM")
+    let folder = try TemporaryFolder()
+    try peft.save(folder("x"))
+    for file in [AdapterFolder.configName, AdapterFolder.weightsName] {
+      #expect(
+        try FileSystem.read(folder("x/\(file)")) == FileSystem.read("\(source.path)/\(file)"),
+        "\(file)")
+    }
+  }
+
   /// The front matter of peft's card, to the letter.
   @Test func theCardHasPeftsFrontMatter() throws {
     func front(_ path: String) throws -> [Substring] {

@@ -100,7 +100,7 @@ extension PeftModel {
   /// The LoRA layer at a path.
   func lora(_ path: String, _ adapter: String = "default") -> LoRALayer {
     let host = base.namedModules().first { $0.path == path }?.module as? any AdapterHost
-    return (host?.adapters as? AdapterStack)?.layer(adapter) as! LoRALayer
+    return host?.stack?.layer(adapter) as! LoRALayer
   }
 }
 

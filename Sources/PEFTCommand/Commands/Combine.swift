@@ -177,7 +177,7 @@ struct BaseFolder {
 
   /// Files of a bare model lack the prefix that its paths have under a head, and the reverse.
   private func name(of path: String) throws(PEFTError) -> String {
-    let name = path.replacing(".base_layer.", with: ".") + ".weight"
+    let name = FileKey.modulePath(path) + ".weight"
     if files[name] != nil { return name }
     let near = files.names.filter { $0.hasSuffix("." + name) || name.hasSuffix("." + $0) }
     guard near.count == 1 else {

@@ -89,7 +89,7 @@ struct ModelSession {
     for name in peft.activeAdapters {
       for tensor in (try? peft.tensors(of: name)) ?? [] { covered.insert(tensor.key) }
     }
-    return loaded.newParameters.filter { !covered.contains("base_model.model.\($0)") }
+    return loaded.newParameters.filter { !covered.contains(FileKey.key($0)) }
   }
 
   /// Says on standard error when a part of the model is random.

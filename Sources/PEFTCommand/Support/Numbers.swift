@@ -1,4 +1,4 @@
-import Training
+import PEFTSupport
 
 /// A number of bytes in the unit that suits it.
 func byteSize(_ count: Int) -> String {

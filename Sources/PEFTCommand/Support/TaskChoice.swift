@@ -33,7 +33,7 @@ struct TaskChoice {
     // An adapter for hidden states may have been made on a model with a head: then its keys have
     // the name of the base before them. As in peft the head's outputs are those of the model; where
     // hidden states are asked for, it is there for the names' sake.
-    let prefix = "base_model.model.\(try ModelLoader.basePrefix(configuration))."
+    let prefix = FileKey.key("\(try ModelLoader.basePrefix(configuration)).")
     let hasHead = adapters.contains { $0.tensors.names.contains { $0.hasPrefix(prefix) } }
     head = hasHead ? try ModelLoader.defaultHead(configuration) : .none
     task = name == nil ? Self.task(of: head) : type

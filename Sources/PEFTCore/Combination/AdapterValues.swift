@@ -125,7 +125,7 @@ extension PeftModel {
   private func check(
     _ loaded: LoadReport, of record: AdapterRecord, allowingFresh: Bool
   ) throws(PEFTError) {
-    let adapted = record.layout.map { "\(Self.filePrefix)\($0.prefix)." }
+    let adapted = record.layout.map { FileKey.key("\($0.prefix).") }
     let missing = loaded.missing.first { key in adapted.contains { key.hasPrefix($0) } }
     if let missing, !allowingFresh {
       throw PEFTError(

@@ -65,8 +65,7 @@ public struct BaseWeights {
   public static func oriented(
     _ stored: Tensor, outputs: Int, inputs: Int, isTransposed: Bool?, at path: String
   ) throws(PEFTError) -> Tensor {
-    let rows = stored.shape.first ?? 1
-    let matrix = stored.reshaped([rows, stored.count / max(rows, 1)])
+    let matrix = stored.asMatrix
     let fits = matrix.shape == [outputs, inputs]
     if fits, isTransposed != true { return matrix }
     if matrix.shape == [inputs, outputs], isTransposed != false { return matrix.transposed() }

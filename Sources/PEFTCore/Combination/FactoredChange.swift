@@ -28,9 +28,7 @@ public struct FactoredChange: Sendable {
         .shapeMismatch, "factors of shapes \(a.shape) and \(b.shape) have no product",
         remedy: "A has one row for each column of B, in each of the groups.")
     }
-    self.init(
-      a.reshaped([a.shape[0], a.count / a.shape[0]]), b.reshaped([b.shape[0], b.shape[1]]),
-      groups: a.shape[0] / b.shape[1])
+    self.init(a.asMatrix, b.asMatrix, groups: a.shape[0] / b.shape[1])
   }
 
   init(_ a: Tensor, _ b: Tensor, groups: Int) {
@@ -178,7 +176,7 @@ extension Decomposition {
 
 extension Tensor {
   /// Matrices with equally many rows side by side, without a graph.
-  static func stackingColumns(_ tensors: [Tensor]) -> Tensor {
+  package static func stackingColumns(_ tensors: [Tensor]) -> Tensor {
     if tensors.count == 1 { return tensors[0].detached }
     return stackingRows(tensors.map { $0.transposed() }).transposed()
   }

@@ -17,6 +17,12 @@ public struct AdaptedLayer {
   /// The host's parameters without any adapter.
   public let parameters: HostParameters
 
+  /// The key that files have for one of its tensors, by the end of its name.
+  package func key(_ suffix: String) -> String {
+    layer.parameters.first { $0.suffix == suffix }?.keys(at: filePath)[0]
+      ?? FileKey.key("\(filePath).\(suffix)")
+  }
+
   /// The host's weight without any adapter.
   public var base: any WeightMatrix { parameters.matrix }
 
@@ -61,10 +67,10 @@ extension PeftModel {
     let record = try record(adapter)
     return record.layout.sorted { $0.place < $1.place }.compactMap { site in
       let (path, host) = hosts[site.place]
-      guard let layer = (host.adapters as? AdapterStack)?.layer(adapter) else { return nil }
+      guard let layer = host.stack?.layer(adapter) else { return nil }
       return AdaptedLayer(
         path: path, filePath: site.prefix, target: site.path, host: host, layer: layer,
-        parameters: untouched(host))
+        parameters: host.untouched)
     }
   }
 }

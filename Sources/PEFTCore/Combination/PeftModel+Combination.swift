@@ -50,13 +50,12 @@ extension PeftModel {
   /// The untouched weights of the base, whatever is merged.
   var baseWeights: BaseWeights {
     BaseWeights { [self] (path, outputs, inputs, isEmbedding) throws(PEFTError) in
-      let place = path.replacing(".base_layer.", with: ".")
-      guard let host = hosts.first(where: { $0.path == place })?.host else {
+      guard let host = places[FileKey.modulePath(path)].map({ hosts[$0].host }) else {
         throw PEFTError(
           .noMatchingModule, "the base model has no module '\(path)'",
           remedy: "The adapter was made for another base model.")
       }
-      let stored = untouched(host).matrix.dequantized()
+      let stored = host.untouched.matrix.dequantized()
       return try BaseWeights.oriented(
         stored, outputs: outputs, inputs: inputs, isTransposed: host is Embedding,
         at: path)

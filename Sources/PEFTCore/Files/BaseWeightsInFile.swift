@@ -18,15 +18,14 @@ extension PeftModel {
   func baseWeights(among keys: [String], in file: any TensorFile) throws(PEFTError) -> [String] {
     guard keys.contains(where: { $0.hasSuffix(".weight") }) else { return [] }
     var found: [String] = []
-    for key in keys where key.hasPrefix(Self.filePrefix) && key.hasSuffix(".weight") {
-      var path = String(key.dropFirst(Self.filePrefix.count).dropLast(".weight".count))
+    for key in keys where key.hasSuffix(".weight") {
+      guard let name = FileKey.name(of: key) else { continue }
+      var path = String(name.dropLast(".weight".count))
       for wrapper in [".base_layer", ".token_adapter"] where path.hasSuffix(wrapper) {
         path = String(path.dropLast(wrapper.count))
       }
       guard let place = places[path] else { continue }
-      let host = hosts[place].host
-      let parameters = (host.adapters as? AdapterStack)?.original ?? host.parameters
-      guard case .matrix(let matrix) = parameters.weight else { continue }
+      guard case .matrix(let matrix) = hosts[place].host.untouched.weight else { continue }
       let shape = try file.entry(key).shape
       guard shape == [matrix.rows, matrix.columns] else {
         throw PEFTError(

@@ -30,8 +30,7 @@ extension PeftModel {
     }
     var config = config
     // Modules that are wholly in the file, unless the config or the task saves them already.
-    let task = try config.taskType.map { (name) throws(PEFTError) in try registry.taskType(name) }
-    let saved = config.modulesToSave + (task?.savedModules ?? [])
+    let saved = try config.modulesToSave + taskModules(config)
     for key in file.names where !factors.contains(key) {
       guard let dot = key.lastIndex(of: ".") else { continue }
       let module = String(key[..<dot])
@@ -58,12 +57,11 @@ extension PeftModel {
 
   /// The last components of paths, if no other layer has one of them; else the paths.
   private func shortened(_ paths: [String]) -> [String] {
-    func last(_ path: String) -> String {
-      path.lastIndex(of: ".").map { String(path[path.index(after: $0)...]) } ?? path
-    }
-    let names = Set(paths.map(last))
+    let names = Set(paths.map(TargetMatcher.lastComponent))
     let all = Set(paths)
-    let reachesOthers = hosts.contains { names.contains(last($0.path)) && !all.contains($0.path) }
+    let reachesOthers = hosts.contains {
+      names.contains(TargetMatcher.lastComponent($0.path)) && !all.contains($0.path)
+    }
     return (reachesOthers ? all : names).sorted()
   }
 }

@@ -20,7 +20,7 @@ struct TensorReading {
   ///
   /// - Throws: ``PEFTError`` `shapeMismatch`.
   mutating func take(_ tensor: AdapterTensor) throws(PEFTError) {
-    let keys = ([tensor.key] + tensor.otherKeys).map { PeftModel.key($0, as: form) }
+    let keys = ([tensor.key] + tensor.otherKeys).map { form.key($0) }
     let key = keys.first { file[$0] != nil } ?? keys[0]
     known.insert(key)
     guard let entry = file[key] else {
@@ -51,7 +51,7 @@ struct TensorReading {
   mutating func finish(
     on model: PeftModel, superfluous: [String] = []
   ) throws(PEFTError) {
-    known.formUnion(superfluous.map { PeftModel.key($0, as: form) })
+    known.formUnion(superfluous.map { form.key($0) })
     let others = file.names.filter { !known.contains($0) }
     let base = form == .file ? try model.baseWeights(among: others, in: file) : []
     report.matched += base

@@ -2,16 +2,6 @@ import NN
 import PEFTSupport
 import Tensors
 
-/// How the keys of a state name the tensors of an adapter.
-public enum AdapterKeyForm: Sendable {
-  /// `base_model.model.layer.lora_A.weight`: peft's files.
-  case file
-  /// `layer.lora_A.weight`: peft's for layers that were injected without a wrapper.
-  case injected
-  /// `layer.lora_A`: loralib's.
-  case loralib
-}
-
 extension PeftModel {
   /// The tensors of an adapter under keys of a form; the adapter's name is not in them.
   ///
@@ -25,7 +15,7 @@ extension PeftModel {
       items += embeddingTensors(of: try record(adapter), saving: embeddings)
     }
     return try TensorTable(
-      items.map { (Self.key($0.key, as: form), $0.value) }, path: "the state of '\(adapter)'")
+      items.map { (form.key($0.key), $0.value) }, path: "the state of '\(adapter)'")
   }
 
   /// Overwrites the values of an adapter with those of a state.
@@ -50,40 +40,13 @@ extension PeftModel {
       ignoringMismatchedSizes: ignoringMismatchedSizes)
   }
 
-  static let filePrefix = "base_model.model."
-
-  /// A key of peft's files in another form.
-  static func key(_ key: String, as form: AdapterKeyForm) -> String {
-    guard form != .file, key.hasPrefix(filePrefix) else { return key }
-    let short = String(key.dropFirst(filePrefix.count))
-    guard form == .loralib else { return short }
-    for factor in ["lora_A", "lora_B"] {
-      if short.hasSuffix(".\(factor).weight") { return String(short.dropLast(".weight".count)) }
-      if short.hasSuffix(".lora_embedding_\(factor.suffix(1))") {
-        return String(short.dropLast("lora_embedding_A".count)) + factor
-      }
-    }
-    return short
-  }
-
   /// The layers for which the keys of a state hold adapters, whatever their form.
   func sites(namedBy keys: [String]) throws(PEFTError) -> [Int] {
     var result: Set<Int> = []
     for key in keys {
-      // peft has what is inside of an adapted layer under that layer's `base_layer`.
-      let plain = key.replacing(".base_layer.", with: ".")
-      let short =
-        plain.hasPrefix(Self.filePrefix) ? plain.dropFirst(Self.filePrefix.count) : plain[...]
-      // The longest path that the key begins with, and what follows it.
-      var end = short.lastIndex(of: ".")
-      while let dot = end {
-        if let place = places[String(short[..<dot])] {
-          let rest = short[short.index(after: dot)...]
-          if rest != "weight", rest != "bias" { result.insert(place) }
-          break
-        }
-        end = short[..<dot].lastIndex(of: ".")
-      }
+      let plain = FileKey.modulePath(FileKey.name(of: key) ?? key)
+      guard let found = FileKey.split(plain, { places[$0] }) else { continue }
+      if found.rest != "weight", found.rest != "bias" { result.insert(found.value) }
     }
     if result.isEmpty {
       throw PEFTError(

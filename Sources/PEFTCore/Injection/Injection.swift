@@ -69,7 +69,7 @@ public struct InjectedAdapters {
   public func setState(
     _ state: any TensorFile, of name: String = "default", ignoringMismatchedSizes: Bool = false
   ) throws(PEFTError) -> LoadReport {
-    let hasPrefix = state.names.contains { $0.hasPrefix(PeftModel.filePrefix) }
+    let hasPrefix = state.names.contains { FileKey.name(of: $0) != nil }
     return try model.setState(
       state, of: name, form: hasPrefix ? .file : .injected,
       ignoringMismatchedSizes: ignoringMismatchedSizes)

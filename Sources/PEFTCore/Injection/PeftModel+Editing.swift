@@ -87,7 +87,7 @@ extension PeftModel {
       record.layout, config, name, 0, entry, initialValues: references, isLoading: true)
     var replaced: Set<Parameter.ID> = []
     for ((place, layer), site) in zip(layers, record.layout) {
-      guard let stack = hosts[place].host.adapters as? AdapterStack, let old = stack.layer(name)
+      guard let stack = hosts[place].host.stack, let old = stack.layer(name)
       else { continue }
       replaced.formUnion(old.parameters.map(\.parameter.id))
       let wasTrainable = old.parameters.contains { $0.parameter.isTrainable }
@@ -114,7 +114,7 @@ extension PeftModel {
     }
     try reading.assign { () throws(PEFTError) in
       for (place, _, layer) in made {
-        do throws(PEFTError) { try layer.didLoad(on: hosts[place].host) } catch {
+        do throws(PEFTError) { try layer.didLoad(on: hosts[place].host.untouched) } catch {
           throw error.located(at: "\(folder.tensors.path), '\(hosts[place].path)'")
         }
       }
@@ -154,27 +154,12 @@ extension PeftModel {
         values[0] == values[1]
         || values[0].double != nil && values[0].double == values[1].double
       if !areEqual {
-        let texts = values.map(pythonText)
+        let texts = values.map(PythonText.value)
         throw PEFTError(
           .invalidConfiguration,
           "Configs are incompatible: for \(key), \(texts[0]) != \(texts[1])", at: path,
           remedy: "Load it as an adapter of its own.")
       }
-    }
-  }
-
-  /// A value as Python prints it.
-  private static func pythonText(_ value: JSONValue) -> String {
-    switch value {
-    case .null: return "None"
-    case .bool(let value): return value ? "True" : "False"
-    case .string(let text): return "'\(text)'"
-    case .array(let elements):
-      return "[\(elements.map(pythonText).joined(separator: ", "))]"
-    case .object(let object):
-      let members = object.members.map { "'\($0.key)': \(pythonText($0.value))" }
-      return "{\(members.joined(separator: ", "))}"
-    default: return value.text(.spaced)
     }
   }
 }

@@ -51,11 +51,8 @@ extension PeftModel {
     }
     var config = config
     if origin.fileKeys == nil { try checkModulesToSave(config) }
-    if let task = config.taskType {
-      for module in try registry.taskType(task).savedModules
-      where !config.modulesToSave.contains(module) {
-        config.modulesToSave.append(module)
-      }
+    for module in try taskModules(config) where !config.modulesToSave.contains(module) {
+      config.modulesToSave.append(module)
     }
     if config.baseModel == nil { config.baseModel = info.nameOrPath }
     let undo = try replicateLayers(config.layerReplication)
@@ -119,7 +116,7 @@ extension PeftModel {
 
   private func takeOff(_ name: String) {
     for (_, host) in hosts {
-      guard let stack = host.adapters as? AdapterStack else { continue }
+      guard let stack = host.stack else { continue }
       stack.remove(name)
       if stack.isEmpty { host.adapters = nil }
     }
@@ -226,12 +223,7 @@ extension PeftModel {
   private func planned(_ site: TargetPlan.Site) -> AdapterPlan.Site {
     let (path, host) = hosts[site.place]
     return AdapterPlan.Site(
-      path: path, target: site.path, host: host, parameters: untouched(host))
-  }
-
-  /// A host's parameters without anything merged into them.
-  func untouched(_ host: any AdapterHost) -> HostParameters {
-    (host.adapters as? AdapterStack)?.original ?? host.parameters
+      path: path, target: site.path, host: host, parameters: host.untouched)
   }
 
   /// Lets the tuner prepare an adapter, with the other adapters off.
@@ -286,13 +278,17 @@ extension PeftModel {
     }
   }
 
+  /// The modules that the task of a config saves in full.
+  func taskModules(_ config: any TunerConfig) throws(PEFTError) -> [String] {
+    guard let task = config.taskType else { return [] }
+    return try registry.taskType(task).savedModules
+  }
+
   /// Refuses names that no module has, unless the task merely allows for them.
   private func checkModulesToSave(_ config: any TunerConfig) throws(PEFTError) {
-    let optional = try config.taskType.map { (name) throws(PEFTError) in
-      try registry.taskType(name).savedModules
-    }
+    let optional = try taskModules(config)
     for name in config.modulesToSave
-    where optional?.contains(name) != true
+    where !optional.contains(name)
       && !hosts.contains(where: { TargetMatcher.contains($0.path, name) })
     {
       throw PEFTError(

@@ -33,15 +33,15 @@ extension PeftModel {
     var result: [(String, Tensor)] = []
     for place in embeddingPlaces {
       let (path, host) = hosts[place]
-      let stack = host.adapters as? AdapterStack
+      let stack = host.stack
       let isWrapped = stack?.layers.isEmpty == false
       if isTarget, !isWrapped { continue }
       if stack?.copy(record.name) != nil { continue }
-      let middle =
+      let place =
         isWrapped
-        ? ".base_layer" : stack?.hasTokens == true ? ".token_adapter.base_layer" : ""
-      result.append(
-        ("\(Self.filePrefix)\(path)\(middle).weight", host.parameters.matrix.dequantized()))
+        ? FileKey.inside(path)
+        : stack?.hasTokens == true ? FileKey.inside("\(path).token_adapter") : path
+      result.append((FileKey.key("\(place).weight"), host.untouched.matrix.dequantized()))
     }
     return result
   }
@@ -53,7 +53,7 @@ extension PeftModel {
     case .regex(let pattern):
       let expression = try? NamePattern(pattern, key: "target_modules")
       return modules.contains { path, _ in
-        Self.embeddingNames.contains(lastName(path)) && expression?.matches(path) == true
+        Self.isEmbedding(path) && expression?.matches(path) == true
       }
     default: return false
     }

@@ -87,13 +87,12 @@ extension PeftModel {
         report.missing.isEmpty ? .unexpectedTensor : .missingTensor, problem, at: file.path,
         remedy: "The adapter was made for another base model or task, or the file is incomplete.")
     }
-    let sites = try record(name).sites
+    let layers = try adaptedLayers(of: name)
     try reading.assign { () throws(PEFTError) in
-      for place in sites {
-        let (path, host) = hosts[place]
-        do throws(PEFTError) {
-          try (host.adapters as? AdapterStack)?.layer(name)?.didLoad(on: host)
-        } catch { throw error.located(at: "\(file.path), '\(path)'") }
+      for layer in layers {
+        do throws(PEFTError) { try layer.layer.didLoad(on: layer.parameters) } catch {
+          throw error.located(at: "\(file.path), '\(layer.path)'")
+        }
       }
     }
     return report
@@ -215,7 +214,7 @@ extension PeftModel {
     let record = try record(name)
     guard record.config.bias == .all else { return [] }
     return record.savedPaths.flatMap { path in
-      ["modules_to_save", "original_module"].map { "base_model.model.\(path).\($0).bias" }
+      ["modules_to_save", "original_module"].map { FileKey.key("\(path).\($0).bias") }
     }
   }
 

@@ -23,22 +23,20 @@ extension PeftModel {
   ) throws(PEFTError) -> TensorTable {
     // What is not a layer's, heads and the like, is saved as it is.
     let record = try record(adapter)
-    var replaced: [Int: [(key: String, tensor: Tensor)]] = [:]
-    var own: [String: Int] = [:]
-    for site in record.layout {
-      let (path, host) = hosts[site.place]
-      guard let layer = (host.adapters as? AdapterStack)?.layer(adapter) else { continue }
-      for parameter in layer.parameters { own[parameter.keys(at: site.prefix)[0]] = site.place }
+    var replaced: [String: [(key: String, tensor: Tensor)]] = [:]
+    var own: [String: String] = [:]
+    for layer in try adaptedLayers(of: adapter) {
+      for parameter in layer.layer.parameters { own[layer.key(parameter.suffix)] = layer.path }
       do {
-        replaced[site.place] = try layer.plainTensors().map {
-          (Self.key($0.suffix, at: site.prefix), $0.value)
+        replaced[layer.path] = try layer.layer.plainTensors().map {
+          (layer.key($0.suffix), $0.value)
         }
-      } catch { throw error.located(at: path) }
+      } catch { throw error.located(at: layer.path) }
     }
     var result: [(key: String, tensor: Tensor)] = []
     for tensor in try tensors(of: adapter) where tensor.isStored {
-      if let place = own[tensor.key] {
-        result += replaced.removeValue(forKey: place) ?? []
+      if let path = own[tensor.key] {
+        result += replaced.removeValue(forKey: path) ?? []
       } else {
         result.append((tensor.key, tensor.value))
       }
@@ -50,13 +48,8 @@ extension PeftModel {
   /// What the changes of an adapter are measured from, under the keys of its files; `nil` where they
   /// are measured from nothing.
   func referenceState(of adapter: String) throws(PEFTError) -> TensorTable? {
-    let record = try record(adapter)
-    var result: [(key: String, tensor: Tensor)] = []
-    for site in record.layout.sorted(by: { $0.place < $1.place }) {
-      let layer = (hosts[site.place].host.adapters as? AdapterStack)?.layer(adapter)
-      for (suffix, value) in layer?.referenceTensors ?? [] {
-        result.append((Self.key(suffix, at: site.prefix), value))
-      }
+    let result = try adaptedLayers(of: adapter).flatMap { layer in
+      layer.layer.referenceTensors.map { (key: layer.key($0.suffix), tensor: $0.value) }
     }
     return result.isEmpty
       ? nil : try TensorTable(result, path: "the initial values of '\(adapter)'")
@@ -70,23 +63,12 @@ extension PeftModel {
     var result: [String: [String: Tensor]] = [:]
     var paths: [String: String] = [:]
     for site in sites { paths[site.prefix] = hosts[site.place].path }
-    for key in file.names where key.hasPrefix(Self.filePrefix) {
-      let short = key.dropFirst(Self.filePrefix.count)
-      // The longest path that the key begins with, and what follows it.
-      var end = short.lastIndex(of: ".")
-      while let dot = end {
-        if let path = paths[String(short[..<dot])] {
-          result[path, default: [:]][String(short[short.index(after: dot)...])] =
-            try file.tensor(key)
-          break
-        }
-        end = short[..<dot].lastIndex(of: ".")
-      }
+    for key in file.names {
+      guard let name = FileKey.name(of: key),
+        let found = FileKey.split(name, { paths[$0] })
+      else { continue }
+      result[found.value, default: [:]][found.rest] = try file.tensor(key)
     }
     return result
-  }
-
-  private static func key(_ suffix: String, at path: String) -> String {
-    "\(filePrefix)\(path).\(suffix)"
   }
 }

@@ -15,7 +15,7 @@ extension PeftModel {
       let (path, host) = hosts[planned.place]
       var site = AdapterSite(
         host: host, path: path, target: planned.path, adapter: name, config: config, seed: seed,
-        parameters: untouched(host), initialValues: initialValues[path] ?? [:],
+        parameters: host.untouched, initialValues: initialValues[path] ?? [:],
         isLoading: isLoading)
       site.parameter = planned.parameter
       if let other = planned.tiedTo { site.tied = made.first { $0.place == other }?.layer }
@@ -52,21 +52,20 @@ extension PeftModel {
     }
     for (place, layer) in layers { stack(at: place).add(layer, adapter: name) }
     for place in plan.saved {
-      stack(at: place).add(hosts[place].host.parameters.trainableCopy(), adapter: name)
+      stack(at: place).add(hosts[place].host.untouched.trainableCopy(), adapter: name)
     }
     for (place, other) in plan.savedTies {
       guard let copy = stack(at: other).copy(name) else { continue }
+      let own = hosts[place].host.untouched
       stack(at: place).add(
-        HostParameters(
-          weight: copy.weight, bias: hosts[place].host.parameters.bias,
-          form: hosts[place].host.parameters.form, names: hosts[place].host.parameters.names),
+        HostParameters(weight: copy.weight, bias: own.bias, form: own.form, names: own.names),
         adapter: name)
     }
     for (place, indices, other) in plan.tokens {
       if let other, let rows = stack(at: other).tokens(name) {
         stack(at: place).add(TokenRows(sharing: rows), adapter: name)
       } else {
-        let base = hosts[place].host.parameters.matrix
+        let base = hosts[place].host.untouched.matrix
         stack(at: place).add(TokenRows(indices, of: base), adapter: name)
       }
     }

@@ -29,7 +29,7 @@ extension PeftModel {
     }
     var results: [(AdapterStack, any AdapterHost, HostParameters)] = []
     for (_, host) in hosts {
-      guard let stack = host.adapters as? AdapterStack,
+      guard let stack = host.stack,
         let merged = try stack.mergedParameters(all, host: host, checkingFinite: safe)
       else { continue }
       results.append((stack, host, merged))
@@ -41,7 +41,7 @@ extension PeftModel {
   /// Takes all merged adapters out of the base weights again.
   public func unmerge() {
     warnings = mergedAdapters.isEmpty ? ["Already unmerged. Nothing to do."] : []
-    for (_, host) in hosts { (host.adapters as? AdapterStack)?.unmerge(host: host) }
+    for (_, host) in hosts { host.stack?.unmerge(host: host) }
     mergedAdapters = []
   }
 
@@ -53,7 +53,7 @@ extension PeftModel {
   public func unload() -> any Module {
     unmerge()
     warnings = []
-    for (_, host) in hosts { (host.adapters as? AdapterStack)?.restoreBias() }
+    for (_, host) in hosts { host.stack?.restoreBias() }
     removeAll()
     if selection.replication != nil { undoReplication() }
     return base
@@ -75,7 +75,7 @@ extension PeftModel {
       forEachParameter(of: record) { parameter, _ in parameter.isTrainable = false }
     }
     for (_, host) in hosts {
-      guard let stack = host.adapters as? AdapterStack else { continue }
+      guard let stack = host.stack else { continue }
       stack.keep(selection.active, host: host)
       stack.restoreBias()
       host.adapters = nil

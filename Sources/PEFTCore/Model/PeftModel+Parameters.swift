@@ -46,21 +46,21 @@ extension PeftModel {
     }
     for place in record.places {
       let (path, host) = hosts[place]
-      guard let stack = host.adapters as? AdapterStack else { continue }
+      guard let stack = host.stack else { continue }
       if let layer = stack.layer(adapter) {
         Self.tensors(of: layer, at: prefixes[place] ?? path).forEach(add)
       }
       for info in stack.copy(adapter)?.info ?? [] {
         guard let parameter = info.parameter else { continue }
-        add(AdapterTensor(key: "\(Self.filePrefix)\(path).\(info.name)", parameter: parameter))
+        add(AdapterTensor(key: FileKey.key("\(path).\(info.name)"), parameter: parameter))
       }
       if let rows = stack.tokens(adapter), !rows.isShared {
-        let key = "\(Self.filePrefix)\(path).token_adapter.trainable_tokens_delta"
+        let key = FileKey.key("\(path).token_adapter.trainable_tokens_delta")
         add(AdapterTensor(key: key, parameter: rows.rows))
       }
       if record.biases.contains(place), let bias = stack.trainedBias?.trained {
         let name = host.parameters.names.bias
-        var keys = [path, "\(path).base_layer"].map { "\(Self.filePrefix)\($0).\(name)" }
+        var keys = [path, FileKey.inside(path)].map { FileKey.key("\($0).\(name)") }
         if !stack.layers.isEmpty { keys.reverse() }
         var tensor = AdapterTensor(key: keys[0], parameter: bias)
         tensor.otherKeys = [keys[1]]
@@ -105,13 +105,13 @@ extension PeftModel {
     let (trainable, all) = parameterCounts
     let percent = all == 0 ? 0 : 100 * Double(trainable) / Double(all)
     return "trainable params: \(grouped(trainable)) || all params: \(grouped(all)) || "
-      + "trainable%: \(fixed(percent, digits: 4))"
+      + "trainable%: \(fixed(percent, 4))"
   }
 
   func forEachParameter(of record: AdapterRecord, _ body: (Parameter, Bool) -> Void) {
     let selected = selection.place(of: record.name)
     for place in record.places {
-      guard let stack = hosts[place].host.adapters as? AdapterStack else { continue }
+      guard let stack = hosts[place].host.stack else { continue }
       for parameter in stack.layer(record.name)?.parameters ?? [] where !parameter.isTransposed {
         body(parameter.parameter, parameter.isTrained)
       }
@@ -122,24 +122,4 @@ extension PeftModel {
       if let bias = stack.trainedBias, bias.place == selected { body(bias.trained, true) }
     }
   }
-}
-
-/// An integer with commas between groups of three digits.
-func grouped(_ number: Int) -> String {
-  var text = ""
-  for (offset, digit) in String(number).reversed().enumerated() {
-    if offset > 0, offset % 3 == 0 { text.append(",") }
-    text.append(digit)
-  }
-  return String(text.reversed())
-}
-
-/// A number with a fixed count of decimals.
-func fixed(_ number: Double, digits: Int) -> String {
-  var scale = 1.0
-  for _ in 0..<digits { scale *= 10 }
-  let scaled = Int((number * scale).rounded(.toNearestOrEven))
-  let fraction = String(scaled % Int(scale))
-  let padding = String(repeating: "0", count: digits - fraction.count)
-  return "\(scaled / Int(scale)).\(padding)\(fraction)"
 }

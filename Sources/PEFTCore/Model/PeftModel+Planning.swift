@@ -64,7 +64,7 @@ extension PeftModel {
       }
       switch matcher.outcome(path) {
       case .matched:
-        let last = String(path.split(separator: ".").last ?? "")
+        let last = TargetMatcher.lastComponent(path)
         if unreachable.contains(last) {
           throw PEFTError(
             .unsupported,
@@ -113,7 +113,8 @@ extension PeftModel {
       plan.sites.removeAll { $0.place == place }
       let path = hosts[outer.owner].path
       plan.sites.append(
-        TargetPlan.Site(place: place, path: path, prefix: "\(path).base_layer.\(outer.name)"))
+        TargetPlan.Site(
+          place: place, path: path, prefix: "\(FileKey.inside(path)).\(outer.name)"))
     }
   }
 
@@ -123,7 +124,7 @@ extension PeftModel {
     let wanted = Set(config.targetParameters)
     if wanted.isEmpty { return }
     func isWanted(_ name: String) -> Bool {
-      wanted.contains(name) || wanted.contains { name.hasSuffix("." + $0) }
+      wanted.contains { TargetMatcher.ends(name, with: $0) }
     }
     for (path, module) in modules {
       // The parameter that is declared last is wrapped last, and so is outermost.
@@ -140,7 +141,7 @@ extension PeftModel {
           TargetPlan.Site(place: places[full]!, path: full, prefix: path, parameter: name))
       }
       if let host = module as? any AdapterHost, let place = places[path], !path.isEmpty {
-        for parameter in host.parameters.info where isWanted("\(path).\(parameter.name)") {
+        for parameter in host.untouched.info where isWanted("\(path).\(parameter.name)") {
           let full = "\(path).\(parameter.name)"
           if plan.sites.contains(where: { $0.place == place }) {
             throw PEFTError(
@@ -162,7 +163,7 @@ extension PeftModel {
         }
       }
       for (depth, index) in own.indices.reversed().enumerated() {
-        own[index].prefix += String(repeating: ".base_layer", count: depth)
+        for _ in 0..<depth { own[index].prefix = FileKey.inside(own[index].prefix) }
       }
       plan.sites += own
     }
@@ -177,11 +178,11 @@ extension PeftModel {
     let names = config.modulesToSave
     if names.isEmpty { return }
     for (path, module) in modules.dropFirst() {
-      let isNamed = names.contains { path == $0 || path.hasSuffix("." + $0) }
+      let isNamed = names.contains { TargetMatcher.ends(path, with: $0) }
       let isInFile =
         stored.map { keys in
           names.contains { path.hasSuffix($0) } && !plan.sites.contains { $0.path == path }
-            && ["weight", "bias"].contains { keys.contains("base_model.model.\(path).\($0)") }
+            && ["weight", "bias"].contains { keys.contains(FileKey.key("\(path).\($0)")) }
         } ?? false
       guard isNamed || isInFile else { continue }
       if ["ModuleList", "ModuleDict", "ParameterList", "ParameterDict"].contains(module.typeName) {
@@ -194,7 +195,7 @@ extension PeftModel {
     }
     for (place, (path, host)) in hosts.enumerated()
     where plan.savedPaths.contains(where: { path == $0 || path.hasPrefix($0 + ".") }) {
-      if let stack = host.adapters as? AdapterStack, !stack.layers.isEmpty {
+      if let stack = host.stack, !stack.layers.isEmpty {
         throw PEFTError(
           .invalidConfiguration,
           "modules_to_save cannot be applied to modules of type lora.\(host.typeName)", at: path,
@@ -283,7 +284,7 @@ extension PeftModel {
     var names = config.targetParameters
     if case .list(let modules) = config.targets.modules { names += modules }
     return names.filter { name in
-      !plan.sites.contains { $0.path == name || $0.path.hasSuffix("." + name) }
+      !plan.sites.contains { TargetMatcher.ends($0.path, with: name) }
     }
   }
 }

@@ -17,27 +17,31 @@ extension PeftModel {
   /// The names that transformers gives to the two ends of a language model.
   static let embeddingNames = ["embed_tokens", "lm_head"]
 
+  /// Whether a path is that of one of them.
+  static func isEmbedding(_ path: String) -> Bool {
+    embeddingNames.contains(TargetMatcher.lastComponent(path))
+  }
+
   /// Index of the host that looks up the model's input.
   var inputEmbedding: Int? {
     if let path = info.inputEmbedding { return places[path] }
     let embeddings = hosts.indices.filter { hosts[$0].host is Embedding }
-    return embeddings.first { lastName(hosts[$0].path) == "embed_tokens" } ?? embeddings.first
+    return embeddings.first { TargetMatcher.ends(hosts[$0].path, with: "embed_tokens") }
+      ?? embeddings.first
   }
 
   /// Indices of the hosts that shared the input embedding's weight when the model was wrapped.
   var tiedPlaces: [Int] { selection.tiedPaths.compactMap { places[$0] } }
 
-  func lastName(_ path: String) -> String { String(path.split(separator: ".").last ?? "") }
-
   /// Completes a config whose adapter is to treat tied layers as one, and says what is odd about
   /// one that touches such layers.
   func tie(_ config: inout any TunerConfig, _ plan: inout TargetPlan) -> WeightTying {
     var tying = WeightTying()
-    let saves = config.modulesToSave.contains { Self.embeddingNames.contains(lastName($0)) }
+    let saves = config.modulesToSave.contains { Self.isEmbedding($0) }
     var targets = false
     switch config.targets.modules {
     case .list(let names):
-      targets = names.contains { Self.embeddingNames.contains(lastName($0)) }
+      targets = names.contains { Self.isEmbedding($0) }
     case .regex(let pattern):
       let expression = try? NamePattern(pattern, key: "target_modules")
       targets = Self.embeddingNames.contains { expression?.matches($0) == true }
@@ -104,7 +108,7 @@ extension PeftModel {
     case .modules(let entries):
       for entry in entries {
         let matching = hosts.indices.filter {
-          hosts[$0].path == entry.module || hosts[$0].path.hasSuffix("." + entry.module)
+          TargetMatcher.ends(hosts[$0].path, with: entry.module)
         }
         guard !matching.isEmpty else {
           throw PEFTError(

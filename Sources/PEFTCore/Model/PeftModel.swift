@@ -47,7 +47,7 @@ public final class PeftModel {
     let modules = base.namedModules()
     let present = modules.lazy.flatMap { module in
       Self.hosts(of: module.module, at: module.path)
-    }.compactMap { ($0.host.adapters as? AdapterStack)?.selection }.first
+    }.compactMap { $0.host.stack?.selection }.first
     selection = present ?? AdapterSelection()
     listModules()
     guard present == nil else { return }
@@ -118,7 +118,7 @@ public final class PeftModel {
   }
 
   func stack(of host: any AdapterHost, path: String) -> AdapterStack {
-    if let stack = host.adapters as? AdapterStack { return stack }
+    if let stack = host.stack { return stack }
     let stack = AdapterStack(path: path, selection: selection)
     host.adapters = stack
     return stack

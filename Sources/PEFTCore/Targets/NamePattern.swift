@@ -34,6 +34,13 @@ struct NamePattern {
   }
 }
 
+extension ConfigReader {
+  /// Patterns with their values; none where the key is absent.
+  public mutating func patterns(_ key: String) throws(PEFTError) -> SuffixPatterns {
+    SuffixPatterns((try numbers(key) ?? []).map { .init($0.key, $0.value) })
+  }
+}
+
 /// `rank_pattern` and `alpha_pattern`: values for modules whose name ends with a key.
 ///
 /// Keys are regular expressions on a dotted suffix of the name and are tried in order; the first

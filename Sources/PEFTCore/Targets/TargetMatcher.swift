@@ -82,8 +82,17 @@ public struct TargetMatcher {
 
   /// Whether a dotted name has `part` as a run of whole components.
   static func contains(_ name: String, _ part: String) -> Bool {
-    name == part || name.hasPrefix(part + ".") || name.hasSuffix("." + part)
-      || name.contains("." + part + ".")
+    ends(name, with: part) || name.hasPrefix(part + ".") || name.contains("." + part + ".")
+  }
+
+  /// Whether a dotted name has `part` as its last components, or is that.
+  package static func ends(_ name: String, with part: String) -> Bool {
+    name == part || name.hasSuffix("." + part)
+  }
+
+  /// The last component of a dotted name.
+  static func lastComponent(_ name: String) -> String {
+    String(name.split(separator: ".").last ?? "")
   }
 
   /// The names of every linear layer of a model but its output head.

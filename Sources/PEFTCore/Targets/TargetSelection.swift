@@ -98,9 +98,7 @@ public struct TargetSelection: Sendable, Equatable {
 
   /// What a message that names the layers says of them, in peft's words.
   var layersNote: String {
-    func python(_ value: JSONValue) -> String {
-      value.string ?? value.text(.spaced).replacing("\"", with: "'")
-    }
+    func python(_ value: JSONValue) -> String { value.string ?? PythonText.value(value) }
     var text = ""
     if layers != nil {
       text += " Note: You specified 'layers_to_transform': \(python(layersValue))."

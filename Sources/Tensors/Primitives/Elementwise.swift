@@ -52,6 +52,15 @@ extension Tensor {
     }
   }
 
+  /// Each row times its number, without a graph: `[n, …]` and `[n]`.
+  public func scalingRows(by vector: Tensor) -> Tensor {
+    precondition(vector.count == rows, "rows of \(shape) scaled by \(vector.shape)")
+    let (rowCount, columnCount) = (rows, columns)
+    return Tensor.filled(shape) {
+      Rows.scaleRows(rows: rowCount, columns: columnCount, slice, by: vector.slice, into: $0)
+    }
+  }
+
   /// Every element times a number.
   public func scaled(by factor: Float) -> Tensor {
     var result = withoutGraph()

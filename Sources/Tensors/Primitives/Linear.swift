@@ -22,6 +22,23 @@ public func linear(_ x: Tensor, _ weight: any WeightMatrix, bias: Tensor? = nil)
   }
 }
 
+/// x·Wᵀ by a frozen weight where the product is known already; only its gradient is left to do.
+///
+/// - Parameters:
+///   - x: `[…, columns]`.
+///   - weight: W.
+///   - product: The value.
+public func linear(
+  _ x: Tensor, _ weight: any WeightMatrix, product: consuming Tensor
+) -> Tensor {
+  let (n, inputShape) = (x.rows, x.shape)
+  return product.recorded(from: [x]) { gradient, sink in
+    sink.accumulate(into: 0, shape: inputShape) { dx, beta in
+      weight.multiplyTransposed(gradient.slice, count: n, beta: beta, into: dx)
+    }
+  }
+}
+
 /// A linear map by a trainable weight: `x·Wᵀ + b`, `[…, columns]` to `[…, rows]`.
 public func linear(_ x: Tensor, _ weight: Tensor, bias: Tensor? = nil) -> Tensor {
   precondition(weight.shape.count == 2 && x.columns == weight.columns)

@@ -65,4 +65,28 @@ extension WeightMatrix {
       multiply(x.slice, count: x.rows, beta: 0, into: $0)
     }
   }
+
+  /// `x·Wᵀ` and `a·Wᵀ` in one pass over the weight, without graphs.
+  ///
+  /// - Parameters:
+  ///   - x: `[…, columns]`.
+  ///   - a: A few more rows, `[k, columns]`.
+  /// - Returns: `[…, rows]` and `[k, rows]`.
+  public func multiply(_ x: Tensor, and a: Tensor) -> (Tensor, Tensor) {
+    precondition(x.columns == columns && a.columns == columns)
+    let (count, extra) = (x.rows, a.rows)
+    var operand = Tensor(uninitialized: [count + extra, columns])
+    operand.withMutableSlice {
+      $0[0..<count * columns].copy(from: x.slice)
+      $0[(count * columns)...].copy(from: a.slice)
+    }
+    var product = Tensor(uninitialized: [count + extra, rows])
+    product.withMutableSlice {
+      multiply(operand.slice, count: count + extra, beta: 0, into: $0)
+    }
+    let second = Tensor.filled([extra, rows]) { $0.copy(from: product.slice[(count * rows)...]) }
+    let first = Tensor(
+      shape: x.shape.dropLast() + [rows], storage: product.storage, offset: 0, node: nil)
+    return (first, second)
+  }
 }

@@ -86,7 +86,7 @@ public struct AdaptedModel {
   private func checkHead(_ replaced: [String], adapter: String?) throws(PEFTError) {
     for name in base.newParameters {
       let module = name.split(separator: ".").dropLast().joined(separator: ".")
-      let isHead = base.outputHeads.contains { module == $0 || module.hasSuffix(".\($0)") }
+      let isHead = base.outputHeads.contains { TargetMatcher.ends(module, with: $0) }
       if isHead, !replaced.contains(module) {
         throw PEFTError(
           .missingTensor, "neither the model nor the adapter holds '\(name)'",

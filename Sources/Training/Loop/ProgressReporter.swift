@@ -1,3 +1,5 @@
+import PEFTSupport
+
 /// Shows a run's progress: one line that is rewritten on a terminal, plain lines elsewhere.
 public final class ProgressReporter {
   /// Where text goes, and what it can show.

@@ -50,17 +50,12 @@ public struct TrainedTensor {
     let types = Dictionary(
       uniqueKeysWithValues: model.base.namedModules().map { ($0.path, $0.module.typeName) })
     return tensors.map { tensor in
-      var key = Substring(tensor.key)
-      if key.hasPrefix("base_model.model.") { key = key.dropFirst("base_model.model.".count) }
-      var path = key
-      while let dot = path.lastIndex(of: ".") {
-        path = path[..<dot]
-        guard let type = types[String(path)] else { continue }
-        return TrainedTensor(
-          tensor: tensor, path: String(path), suffix: String(key.dropFirst(path.count + 1)),
-          moduleType: type)
+      let name = FileKey.name(of: tensor.key) ?? tensor.key
+      guard let found = FileKey.split(name, { types[$0] }) else {
+        return TrainedTensor(tensor: tensor, path: "", suffix: name, moduleType: "")
       }
-      return TrainedTensor(tensor: tensor, path: "", suffix: String(key), moduleType: "")
+      return TrainedTensor(
+        tensor: tensor, path: found.path, suffix: found.rest, moduleType: found.value)
     }
   }
 }

@@ -105,7 +105,7 @@ extension LoRACombiner {
 
   /// An expression that matches the modules one by one.
   private var exactTargets: TargetSelection {
-    let names = Set(paths.map(LoRAParts.configPath)).sorted()
+    let names = Set(paths.map(FileKey.targetPath)).sorted()
     return TargetSelection(
       .regex(names.map { $0.replacing(".", with: "\\.") }.joined(separator: "|")))
   }

@@ -69,11 +69,11 @@ extension LoRACombiner {
     }
     var scaled: [CombinationPart] = []
     for (part, factor) in zip(parts, factors) {
-      let rows = zip(factor, total).map { Float($0 / $1) }
+      let rows = Tensor(shape: [total.count], scalars: zip(factor, total).map { Float($0 / $1) })
       scaled.append(
         CombinationPart(
           adapter: part.adapter,
-          factors: try FactoredChange(a: part.factors.a, b: scalingRows(part.factors.b, rows)),
+          factors: try FactoredChange(a: part.factors.a, b: part.factors.b.scalingRows(by: rows)),
           scaling: part.scaling, weight: part.weight))
     }
     let combined = try combination.combine(scaled, at: path, rank: rank)
@@ -96,10 +96,5 @@ extension LoRACombiner {
     (0..<matrix.rows).map {
       VectorMath.sumOfSquares(matrix.rowRange($0..<$0 + 1).slice).squareRoot()
     }
-  }
-
-  private func scalingRows(_ matrix: Tensor, _ factors: [Float]) -> Tensor {
-    matrix.transposed().scalingColumns(by: Tensor(shape: [factors.count], scalars: factors))
-      .transposed()
   }
 }

@@ -57,13 +57,12 @@ struct LoRACombiner {
     // Modules that share a line of the config have one rank.
     var ranks: [String: Int] = [:]
     for path in paths {
-      let change = made[path]!
-      ranks[LoRAParts.configPath(path), default: 0] = max(
-        ranks[LoRAParts.configPath(path)] ?? 0, newRank ?? change.recordedRank)
+      let target = FileKey.targetPath(path)
+      ranks[target] = max(ranks[target] ?? 0, newRank ?? made[path]!.recordedRank)
     }
     var tensors: [(key: String, value: Tensor)] = []
     for path in paths {
-      tensors += made[path]!.tensors(path, recordedRank: ranks[LoRAParts.configPath(path)]!)
+      tensors += made[path]!.tensors(path, recordedRank: ranks[FileKey.targetPath(path)]!)
     }
     if isExact { tensors += others }
     let config =
@@ -89,14 +88,11 @@ struct LoRACombiner {
       let padded = factors.padded(toGroupRank: like.groupRank(recorded: recordedRank))
       let a = padded.a.reshaped([padded.rank] + like.a.shape.dropFirst())
       let b = padded.b.reshaped([padded.outputs, padded.groupRank] + like.b.shape.dropFirst(2))
-      let names =
-        like.isEmbedding
-        ? ("lora_embedding_A", "lora_embedding_B") : ("lora_A.weight", "lora_B.weight")
-      let place = LoRAParts.prefix + path
-      var result = [("\(place).\(names.0)", a), ("\(place).\(names.1)", b)]
-      if let bias { result.append(("\(place).lora_B.bias", bias)) }
-      if let magnitude { result.append(("\(place).lora_magnitude_vector", magnitude)) }
-      return result.map { (key: $0.0, value: $0.1) }
+      let keys = LoRAKey.factors(ofEmbedding: like.isEmbedding)
+      var result = [(keys.a, a), (keys.b, b)]
+      if let bias { result.append((LoRAKey.bias, bias)) }
+      if let magnitude { result.append((LoRAKey.magnitude, magnitude)) }
+      return result.map { (key: FileKey.key("\(path).\($0.0)"), value: $0.1) }
     }
   }
 
@@ -214,14 +210,14 @@ struct LoRACombiner {
   /// of the base.
   private func savedModule(_ key: String, _ adapter: LoRAParts) -> String? {
     if key.hasSuffix(".base_layer.weight") { return nil }
-    var path = key.hasPrefix(LoRAParts.prefix) ? String(key.dropFirst(LoRAParts.prefix.count)) : key
+    var path = FileKey.name(of: key) ?? key
     path = path.lastIndex(of: ".").map { String(path[..<$0]) } ?? path
     // The outermost module that is named, as that is what was replaced.
     let names = adapters.flatMap(\.settings.modulesToSave)
     let components = path.split(separator: ".").map(String.init)
     for count in 1...max(components.count, 1) {
       let prefix = components.prefix(count).joined(separator: ".")
-      if names.contains(where: { prefix == $0 || prefix.hasSuffix("." + $0) }) { return prefix }
+      if names.contains(where: { TargetMatcher.ends(prefix, with: $0) }) { return prefix }
     }
     if key.hasSuffix(".bias"), adapter.settings.baseBias != "none" { return nil }
     return path

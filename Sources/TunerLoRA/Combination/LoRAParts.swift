@@ -40,12 +40,6 @@ struct LoRAParts {
   /// Tensors of modules trained in full, and base weights that were saved along.
   let others: [(key: String, value: Tensor)]
 
-  static let prefix = "base_model.model."
-  private static let suffixes = [
-    "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_embedding_A", "lora_embedding_B",
-    "lora_magnitude_vector",
-  ]
-
   /// - Throws: ``PEFTError``: a config member of the wrong kind, half a pair of factors, factors
   ///   that have no product or are not finite, or tensors of another method.
   init(_ source: CombinationSource) throws(PEFTError) {
@@ -58,7 +52,7 @@ struct LoRAParts {
     var found: [String: [String: Tensor]] = [:]
     var others: [(key: String, value: Tensor)] = []
     for (key, value) in state.tensors {
-      guard let suffix = Self.suffixes.first(where: { key.hasSuffix("." + $0) }) else {
+      guard let suffix = LoRAKey.all.first(where: { key.hasSuffix("." + $0) }) else {
         if key.contains(".lora_") {
           throw PEFTError(
             .unsupported, "'\(key)' is not a tensor of LoRA or DoRA, so it cannot be combined",
@@ -67,8 +61,7 @@ struct LoRAParts {
         others.append((key, value))
         continue
       }
-      var path = String(key.dropLast(suffix.utf8.count + 1))
-      if path.hasPrefix(Self.prefix) { path.removeFirst(Self.prefix.utf8.count) }
+      let path = String((FileKey.name(of: key) ?? key).dropLast(suffix.count + 1))
       if found[path] == nil { paths.append(path) }
       found[path, default: [:]][suffix] = value
     }
@@ -91,9 +84,9 @@ struct LoRAParts {
     _ tensors: [String: Tensor], _ path: String, _ settings: LoRARankSettings,
     _ scaling: Double?, name: String
   ) throws(PEFTError) -> LoRAPart {
-    let isEmbedding = tensors["lora_embedding_A"] != nil || tensors["lora_embedding_B"] != nil
-    let (first, second) =
-      isEmbedding ? ("lora_embedding_A", "lora_embedding_B") : ("lora_A.weight", "lora_B.weight")
+    let isEmbedding =
+      tensors[LoRAKey.embeddingA] != nil || tensors[LoRAKey.embeddingB] != nil
+    let (first, second) = LoRAKey.factors(ofEmbedding: isEmbedding)
     guard let a = tensors[first], let b = tensors[second] else {
       throw PEFTError(
         .missingTensor, "'\(path)' has no \(tensors[first] == nil ? first : second)", at: name,
@@ -111,17 +104,11 @@ struct LoRAParts {
         remedy: "The adapter seems to be broken.")
     }
     let rank = LoRAPart.recordedRank(factors, isMatrix: a.shape.count == 2)
-    let configured = try settings.scaling(configPath(path), rank: rank)
+    let configured = try settings.scaling(FileKey.targetPath(path), rank: rank)
     return LoRAPart(
-      isEmbedding: isEmbedding, a: a, b: b, factors: factors, bias: tensors["lora_B.bias"],
-      magnitude: tensors["lora_magnitude_vector"],
+      isEmbedding: isEmbedding, a: a, b: b, factors: factors, bias: tensors[LoRAKey.bias],
+      magnitude: tensors[LoRAKey.magnitude],
       scaling: scaling ?? configured)
-  }
-
-  /// The path that patterns of the config apply to: the output projection of attention goes with
-  /// the attention around it.
-  static func configPath(_ path: String) -> String {
-    path.firstRange(of: ".base_layer.").map { String(path[..<$0.lowerBound]) } ?? path
   }
 }
 
@@ -144,13 +131,10 @@ struct LoRARankSettings {
 
   init(_ object: JSONObject) throws(PEFTError) {
     var reader = ConfigReader(object)
-    func patterns(_ key: String) throws(PEFTError) -> SuffixPatterns {
-      SuffixPatterns((try reader.numbers(key) ?? []).map { .init($0.key, $0.value) })
-    }
     rank = try reader.int("r") ?? 8
     alpha = try reader.double("lora_alpha") ?? 8
-    rankPattern = try patterns("rank_pattern")
-    alphaPattern = try patterns("alpha_pattern")
+    rankPattern = try reader.patterns("rank_pattern")
+    alphaPattern = try reader.patterns("alpha_pattern")
     usesRSLoRA = try reader.bool("use_rslora") ?? false
     usesDoRA = try reader.bool("use_dora") ?? false
     hasBias = try reader.bool("lora_bias") ?? false
@@ -168,6 +152,6 @@ struct LoRARankSettings {
 
   func scaling(_ path: String, rank: Int) throws(PEFTError) -> Double {
     let alpha = try alphaPattern.value(for: path, configKey: "alpha_pattern") ?? alpha
-    return alpha / (usesRSLoRA ? Double(rank).squareRoot() : Double(rank))
+    return LoRAConfig.scaling(alpha, rank: rank, isStabilized: usesRSLoRA)
   }
 }

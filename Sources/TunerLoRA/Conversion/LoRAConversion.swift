@@ -60,7 +60,7 @@ extension PeftModel {
     var tensors = changes.flatMap { $0.tensors(rank: ranks[$0.target]!) }
     let own = Set(
       layers.flatMap { layer in
-        layer.layer.parameters.map { "base_model.model.\(layer.filePath).\($0.suffix)" }
+        layer.layer.parameters.map { layer.key($0.suffix) }
       })
     for tensor in try self.tensors(of: adapter) where !own.contains(tensor.key) {
       tensors.append((tensor.key, tensor.parameter.value))
@@ -187,11 +187,13 @@ private struct DecomposedLayer {
   func tensors(rank: Int) -> [(key: String, value: Tensor)] {
     let found = Decomposition.factors(groups, groupRank: rank / groups.count)
     let (a, b) = (model.parameters[0], model.parameters[1])
-    let place = "base_model.model.\(filePath)"
     return [
-      ("\(place).\(a.suffix)", found.a.reshaped([found.rank] + a.parameter.shape.dropFirst())),
       (
-        "\(place).\(b.suffix)",
+        a.keys(at: filePath)[0],
+        found.a.reshaped([found.rank] + a.parameter.shape.dropFirst())
+      ),
+      (
+        b.keys(at: filePath)[0],
         found.b.reshaped([found.outputs, found.groupRank] + b.parameter.shape.dropFirst(2))
       ),
     ]

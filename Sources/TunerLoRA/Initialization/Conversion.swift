@@ -16,8 +16,7 @@ extension InitialFactors.Reference {
     let negative = self.b.scaled(by: -ratio)
     return (
       Tensor.stackingRows([a, self.a]).padded(toRows: 2 * rank),
-      Tensor.stackingRows([b.transposed(), negative.transposed()]).padded(toRows: 2 * rank)
-        .transposed()
+      Tensor.stackingColumns([b, negative]).transposed().padded(toRows: 2 * rank).transposed()
     )
   }
 }
@@ -88,13 +87,13 @@ extension LoRAConfig {
           "'\(key)' has shape \(first.shape), that of the trained adapter \(value.shape)",
           at: initial.path, remedy: "Name the folder of the adapter that the training began with.")
       }
-      let path = key.dropFirst(key.hasPrefix(LoRAParts.prefix) ? LoRAParts.prefix.count : 0)
+      let path = FileKey.name(of: key) ?? key
       let rank = try config.rank(
         LoRAParts.configPath(String(path.dropLast(".lora_A.weight".count))))
       let joined =
         isA
         ? Tensor.stackingRows([value, first]).padded(toRows: rank)
-        : Tensor.stackingRows([value.transposed(), first.scaled(by: -1).transposed()])
+        : Tensor.stackingColumns([value, first.scaled(by: -1)]).transposed()
           .padded(toRows: rank).transposed()
       items.append((key, joined))
     }

@@ -35,7 +35,7 @@ enum CorDA {
         let factors = try factors(
           site.parameters.matrix.dequantized(), dampened!.covariance, dampened!.inverse, rank,
           try config.scaling(site.target, rank: rank), settings.method)
-        plan.initialValues[site.path] = ["lora_A.weight": factors.a, "lora_B.weight": factors.b]
+        plan.initialValues[site.path] = [LoRAKey.a: factors.a, LoRAKey.b: factors.b]
       } catch {
         throw error.located(at: site.path)
       }

@@ -39,7 +39,7 @@ enum EVA {
           by: Tensor(
             shape: [rank], scalars: pca.singularValues.prefix(rank).map { 1 / $0.squareRoot() }))
       }
-      plan.initialValues[site.path] = ["lora_A.weight": a]
+      plan.initialValues[site.path] = [LoRAKey.a: a]
     }
     let before = plan.sites.count
     plan.sites.removeAll { ranks[$0.path] == 0 }

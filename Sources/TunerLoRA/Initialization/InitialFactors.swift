@@ -59,7 +59,7 @@ struct InitialFactors {
     case .orthogonal: self = try Self.orthogonal(site, rank)
     case .eva:
       self = Self.plain(site, .standard, rank, hasBias: false)
-      if let a = site.initialValues["lora_A.weight"] { self.a = a }
+      if let a = site.initialValues[LoRAKey.a] { self.a = a }
     case .loftq(let settings):
       self = try Self.loftq(Self.weight(site), settings, rank, scaling)
     case .pissa, .randomizedPiSSA, .olora:
@@ -83,7 +83,7 @@ struct InitialFactors {
   private static func given(
     _ site: AdapterSite, _ rank: Int
   ) throws(PEFTError) -> InitialFactors? {
-    guard let a = site.initialValues["lora_A.weight"], let b = site.initialValues["lora_B.weight"]
+    guard let a = site.initialValues[LoRAKey.a], let b = site.initialValues[LoRAKey.b]
     else { return nil }
     let (inputs, outputs) = (site.host.inputFeatures, site.host.outputFeatures)
     // A weight has no more singular vectors.
@@ -122,11 +122,6 @@ struct InitialFactors {
       remedy: "Name the folder of the initial adapter, or have peft convert the adapter to plain "
         + "LoRA (path_initial_model_for_weight_conversion). If the base model is the residual one, "
         + "set 'init_lora_weights' to true.")
-  }
-
-  /// A random key of one factor.
-  static func key(_ site: AdapterSite, _ factor: String) -> DropoutKey {
-    DropoutKey(seed: site.seed, stream: siteID("\(site.path).\(factor)"))
   }
 }
 

@@ -28,7 +28,7 @@ enum LoRAGA {
         let factors = try factors(
           gradient, site, rank, try config.scaling(site.target, rank: rank), settings,
           seed: plan.seed)
-        plan.initialValues[site.path] = ["lora_A.weight": factors.a, "lora_B.weight": factors.b]
+        plan.initialValues[site.path] = [LoRAKey.a: factors.a, LoRAKey.b: factors.b]
       } catch {
         throw error.located(at: site.path)
       }

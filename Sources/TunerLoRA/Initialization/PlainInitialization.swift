@@ -32,24 +32,35 @@ extension InitialFactors {
     if host is Embedding {
       return InitialFactors(
         a: isRandom
-          ? .normal(aShape, deviation: 1, key: key(site, "lora_embedding_A")) : .zeros(aShape),
-        b: .normal(bShape, deviation: 1, key: key(site, "lora_embedding_B")))
+          ? .normal(aShape, deviation: 1, key: site.randomKey("lora_embedding_A")) : .zeros(aShape),
+        b: .normal(bShape, deviation: 1, key: site.randomKey("lora_embedding_B")))
     }
-    func bound(_ shape: [Int]) -> Float { 1 / Float(shape.dropFirst().reduce(1, *)).squareRoot() }
-    let a: Tensor =
-      initialization == .gaussian
-      ? .normal(aShape, deviation: 1 / Float(rank), key: key(site, "lora_A"))
-      : .uniform(aShape, bound: bound(aShape), key: key(site, "lora_A"))
-    let b: Tensor =
-      isRandom ? .uniform(bShape, bound: bound(bShape), key: key(site, "lora_B")) : .zeros(bShape)
-    var factors = InitialFactors(a: a, b: b)
+    var factors = drawn(site, initialization, rank, a: aShape, b: bShape)
     if hasBias {
       let shape = [host.outputFeatures]
       factors.bias =
         isRandom
-        ? .uniform(shape, bound: bound(bShape), key: key(site, "lora_B.bias")) : .zeros(shape)
+        ? .uniform(shape, bound: bound(bShape), key: site.randomKey(LoRAKey.bias)) : .zeros(shape)
     }
     return factors
+  }
+
+  /// Factors of any shapes as they begin but for embeddings: A uniform or normal, B zero but for `false`.
+  static func drawn(
+    _ site: AdapterSite, _ initialization: LoRAConfig.Initialization, _ rank: Int, a: [Int],
+    b: [Int]
+  ) -> InitialFactors {
+    let key = site.randomKey("lora_A")
+    return InitialFactors(
+      a: initialization == .gaussian
+        ? .normal(a, deviation: 1 / Float(rank), key: key) : .uniform(a, bound: bound(a), key: key),
+      b: initialization == .random
+        ? .uniform(b, bound: bound(b), key: site.randomKey("lora_B")) : .zeros(b))
+  }
+
+  /// 1/√fan_in.
+  private static func bound(_ shape: [Int]) -> Float {
+    1 / Float(shape.dropFirst().reduce(1, *)).squareRoot()
   }
 
   /// `"orthogonal"`: a random orthogonal matrix Q `[r, r]`, its odd rows for A and its even ones for
@@ -64,14 +75,14 @@ extension InitialFactors {
         remedy: "Change 'r' or 'rank_pattern'.")
     }
     let half = rank / 2
-    let square = Tensor.normal([rank, rank], deviation: 1, key: key(site, "lora_Q"))
+    let square = Tensor.normal([rank, rank], deviation: 1, key: site.randomKey("lora_Q"))
     let q = try square.orthogonalTriangular().q
     let odd = q.copyingRows(stride(from: 0, to: rank, by: 2))
     let even = q.copyingRows(stride(from: 1, to: rank, by: 2))
     let x = Tensor.normal(
-      [half, site.host.inputFeatures], deviation: 0.1, key: key(site, "lora_A"))
+      [half, site.host.inputFeatures], deviation: 0.1, key: site.randomKey("lora_A"))
     let y = Tensor.normal(
-      [site.host.outputFeatures, half], deviation: 0.1, key: key(site, "lora_B"))
+      [site.host.outputFeatures, half], deviation: 0.1, key: site.randomKey("lora_B"))
     return InitialFactors(
       a: odd.transposed().multiplied(by: x), b: y.multiplied(by: even))
   }

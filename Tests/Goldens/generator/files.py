@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from .fields import randomise
 from .toys import compact, numbers, save
@@ -147,6 +147,19 @@ def make_adapters(found: dict[str, torch.Tensor], record: dict) -> None:
     text = json.dumps(settings, indent=2)
     (FOLDER / "old" / "adapter_config.json").write_text(text)
     note("old", "old", "a configuration of an old version, with keys of its own")
+
+
+def make_seq2seq() -> None:
+    """An adapter of an encoder-decoder: files alone, for its settings and keys."""
+    torch.manual_seed(SEED + 40)
+    sizes = dict(vocab_size=20, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2)
+    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
+    model = get_peft_model(
+        model, LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, lora_alpha=6, lora_dropout=0.1)
+    )
+    randomise(model, SEED + 40)
+    model.save_pretrained(FOLDER / "seq2seq")
+    tidy(FOLDER / "seq2seq")
 
 
 # -- Pickles
@@ -335,6 +348,7 @@ def make() -> None:
         warnings.simplefilter("ignore")
         make_bases(found, record)
         make_adapters(found, record)
+        make_seq2seq()
         make_pickles()
     save(found, FOLDER / "expected.safetensors")
     (FOLDER / "cases.json").write_text(compact(record))

@@ -1,45 +1,4 @@
-import BLASKernels
-import PEFTSupport
 import Tensors
-
-/// The factors that EDoRA takes from a weight.
-enum Decomposition {
-  /// The best approximation of a weight by a product B·A of a given rank.
-  ///
-  /// - Parameters:
-  ///   - weight: W, `[outputs, inputs]`.
-  ///   - rank: r.
-  ///   - method: How.
-  ///   - seed: Of the random start.
-  /// - Returns: A = S·Vᵀ, `[r, inputs]`, and B = U, `[outputs, r]`, of W ≈ U·S·Vᵀ; the largest element of
-  ///   each column of B is positive.
-  static func leading(
-    _ weight: Tensor, rank: Int, by method: Reconstruction.Decomposition, seed: UInt64
-  ) throws(PEFTError) -> (a: Tensor, b: Tensor) {
-    let (outputs, inputs) = (weight.rows, weight.columns)
-    let values: SingularValues
-    switch method {
-    case .exact:
-      values = try LAPACK.leadingSVD(weight.slice, m: outputs, n: inputs, rank: rank)
-    case .randomized(let iterations):
-      values = try LAPACK.truncatedSVD(
-        weight.slice, m: outputs, n: inputs, rank: rank, iterations: iterations, seed: seed)
-    }
-    let width = values.rank
-    let b = Tensor.filled([outputs, rank]) { b in
-      values.u.withSpan { u in
-        b.withMutableSpan { b in
-          for row in 0..<outputs {
-            for column in 0..<rank { b[row * rank + column] = u[row * width + column] }
-          }
-        }
-      }
-    }
-    let vectors = Tensor(shape: [rank, inputs], slice: values.vt.readOnly[0..<rank * inputs])
-    let lengths = Tensor(shape: [rank], slice: values.s.readOnly[0..<rank])
-    return (vectors.scalingRows(by: lengths), b)
-  }
-}
 
 /// What a compact adapter knows of the weight that it was made for, and of the A and B that were made
 /// from it: a hash, and products of A and B with fixed vectors.
