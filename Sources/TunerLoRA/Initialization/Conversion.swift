@@ -89,7 +89,7 @@ extension LoRAConfig {
       }
       let path = FileKey.name(of: key) ?? key
       let rank = try config.rank(
-        LoRAParts.configPath(String(path.dropLast(".lora_A.weight".count))))
+        FileKey.targetPath(String(path.dropLast(".lora_A.weight".count))))
       let joined =
         isA
         ? Tensor.stackingRows([value, first]).padded(toRows: rank)
