@@ -190,7 +190,7 @@ private final class CheckedLayer: TunerLayer {
     return [AdapterParameter("test_delta.weight", delta), own]
   }
 
-  func didLoad(on host: any AdapterHost) throws(PEFTError) {
+  func didLoad(on parameters: HostParameters) throws(PEFTError) {
     derived.assign(delta.value.rowRange(0..<1).scaled(by: 2).columnRange(0..<1).reshaped([1]))
     if derived.value.scalars[0] < 0 { throw PEFTError(.invalidAdapter, "is negative") }
   }
