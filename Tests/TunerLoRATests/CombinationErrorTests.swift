@@ -32,7 +32,7 @@ struct CombinationErrorTests {
   }
 
   private static func config(
-    _ targets: String..., rank: Int = 2, _ change: (inout LoRAConfig) -> Void = { _ in }
+    _ targets: String..., rank: Int = 2, change: (inout LoRAConfig) -> Void = { _ in }
   ) -> LoRAConfig {
     var config = LoRAConfig(
       rank: rank, targets: TargetSelection(.list(targets)), initialization: .random)
@@ -51,15 +51,17 @@ struct CombinationErrorTests {
     let suffixes =
       isEmbedding ? ["lora_embedding_A", "lora_embedding_B"] : ["lora_A.weight", "lora_B.weight"]
     return AdapterValues(
-      name: name, config: config("lin", change).object,
+      name: name, config: config("lin", change: change).object,
       tensors: [
         ("base_model.model.lin.\(suffixes[0])", factor([2, 3], 1)),
         ("base_model.model.lin.\(suffixes[1])", factor([4, 2], 2)),
       ] + others)
   }
 
-  private static let base = BaseWeights { (_, outputs, inputs, _) throws(PEFTError) in
-    .normal([outputs, inputs], deviation: 1, key: DropoutKey(seed: 1, stream: 1))
+  private static var base: BaseWeights {
+    BaseWeights { (_, outputs, inputs, _) throws(PEFTError) in
+      .normal([outputs, inputs], deviation: 1, key: DropoutKey(seed: 1, stream: 1))
+    }
   }
 
   private func refuses(

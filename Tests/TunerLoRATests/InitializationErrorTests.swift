@@ -62,7 +62,7 @@ struct InitializationErrorTests {
   private func refuses(
     _ text: String, _ code: PEFTError.Code, at location: String? = nil,
     _ initialization: LoRAConfig.Initialization, _ targets: [String] = ["lin"], rank: Int = 2,
-    alpha: Double = 2, _ calibration: Calibration?,
+    alpha: Double = 2, on calibration: Calibration?,
     sourceLocation: SourceLocation = #_sourceLocation
   ) throws {
     let config = LoRAConfig(
@@ -76,13 +76,14 @@ struct InitializationErrorTests {
   @Test func batchesThatAreMissing() throws {
     for (kind, name) in Self.kinds {
       try refuses(
-        "'init_lora_weights' is '\(name)', which begins from data", .invalidConfiguration, kind, nil
+        "'init_lora_weights' is '\(name)', which begins from data", .invalidConfiguration, kind,
+        on: nil
       )
       try refuses(
-        "there is no batch to begin from ('\(name)')", .invalidData, kind, calibration([]))
+        "there is no batch to begin from ('\(name)')", .invalidData, kind, on: calibration([]))
       try refuses(
         "the layer did not run on any batch, so it has nothing to begin from", .invalidData,
-        at: "idle", kind, ["lin", "idle"], calibration([Self.rows()]))
+        at: "idle", kind, ["lin", "idle"], on: calibration([Self.rows()]))
     }
   }
 
@@ -91,13 +92,13 @@ struct InitializationErrorTests {
     try refuses(
       "n_components=12 invalid for n_features=10: EVA looks for rho·r components of the layer's "
         + "inputs", .invalidConfiguration, at: "lin", .eva(settings), rank: 6,
-      calibration([Self.rows(20)]))
+      on: calibration([Self.rows(20)]))
     try refuses(
       "no batch has as many rows as EVA looks for components: 8", .invalidData, at: "lin",
-      .eva(settings), rank: 4, calibration([Self.rows(6), Self.rows(7)]))
+      .eva(settings), rank: 4, on: calibration([Self.rows(6), Self.rows(7)]))
     try refuses(
       "the layer's inputs have infinite or NaN elements", .numericalFailure, at: "lin",
-      .eva(settings), calibration([Self.rows(8), Tensor(repeating: .nan, shape: [8, 10])]))
+      .eva(settings), on: calibration([Self.rows(8), Tensor(repeating: .nan, shape: [8, 10])]))
     // Other inputs in each pass, so that no component is ever the one before.
     settings.tau = 1
     var pass: UInt64 = 0
@@ -110,7 +111,7 @@ struct InitializationErrorTests {
     }
     try refuses(
       "the components have not settled after 100 passes over the batches", .numericalFailure,
-      at: "lin", .eva(settings), restless)
+      at: "lin", .eva(settings), on: restless)
     #expect(pass > 100)
   }
 
@@ -120,7 +121,7 @@ struct InitializationErrorTests {
       if key == "cache_file" { settings.cacheFile = "x" } else { settings.covarianceFile = "x" }
       try refuses(
         "'corda_config.\(key)' is not supported", .unsupported, .corda(settings),
-        calibration([Self.rows()]))
+        on: calibration([Self.rows()]))
     }
     let corda = LoRAConfig.Initialization.corda(CorDASettings())
     // Nothing can be divided by a largest element of zero.
@@ -130,7 +131,7 @@ struct InitializationErrorTests {
       try refuses(
         "Invalid value found in input, please check your input data.", .numericalFailure,
         at: "lin", corda,
-        calibration([Self.rows(), Tensor(shape: [6, 10], scalars: scalars)]))
+        on: calibration([Self.rows(), Tensor(shape: [6, 10], scalars: scalars)]))
     }
     // Finite, but with squares that are not.
     var scalars = Self.rows().scalars.map { min($0, 1) }
@@ -138,38 +139,38 @@ struct InitializationErrorTests {
     scalars[4] = 1
     try refuses(
       "the covariance of the layer's inputs has no inverse", .numericalFailure, at: "lin", corda,
-      calibration([Tensor(shape: [6, 10], scalars: scalars)]))
+      on: calibration([Tensor(shape: [6, 10], scalars: scalars)]))
     try refuses(
       "rank mismatch: 8 vs. 9: CorDA takes r singular vectors of a 8×10 weight",
-      .invalidConfiguration, at: "lin", corda, rank: 9, calibration([Self.rows(20)]))
+      .invalidConfiguration, at: "lin", corda, rank: 9, on: calibration([Self.rows(20)]))
     try refuses(
       "the scaling is 0.0; the singular values are divided by it", .invalidConfiguration, at: "lin",
-      corda, alpha: 0, calibration([Self.rows(20)]))
+      corda, alpha: 0, on: calibration([Self.rows(20)]))
   }
 
   @Test func loraGA() throws {
     let plain = LoRAConfig.Initialization.loraGA(LoRAGASettings())
     try refuses(
       "No supported layers found for LoRA-GA initialization. LoRA-GA only supports Linear and "
-        + "Conv1D layers.", .noMatchingModule, plain, ["emb"], calibration([Self.rows()]))
+        + "Conv1D layers.", .noMatchingModule, plain, ["emb"], on: calibration([Self.rows()]))
     try refuses(
       "no batch has a loss, of whose gradient 'lora_ga' makes A and B", .invalidData, plain,
-      calibration([Self.rows()]) { _ in nil })
+      on: calibration([Self.rows()]) { _ in nil })
     // Not of the model's output, and not a scalar.
     for loss in [{ _ in Tensor.zeros([1]) }, { $0 }] as [(Tensor) -> Tensor?] {
       try refuses(
         "the loss of batch 0 does not depend on the adapted layers", .invalidData, plain,
-        calibration([Self.rows()], loss))
+        on: calibration([Self.rows()], loss))
     }
     try refuses(
       "the loss of batch 1 is nan", .numericalFailure, plain,
-      calibration([Self.rows(), Tensor(repeating: .nan, shape: [6, 10])]))
+      on: calibration([Self.rows(), Tensor(repeating: .nan, shape: [6, 10])]))
     try refuses(
       "LoRA-GA takes 2·r singular vectors of the gradient: 10 of a 8×10 weight's",
-      .invalidConfiguration, at: "lin", plain, rank: 5, calibration([Self.rows()]))
+      .invalidConfiguration, at: "lin", plain, rank: 5, on: calibration([Self.rows()]))
     try refuses(
       "the scaling is 0; 'gd_scale' divides by it", .invalidConfiguration, at: "lin",
-      .loraGA(LoRAGASettings(scale: .gradientDescent)), alpha: 0, calibration([Self.rows()]))
+      .loraGA(LoRAGASettings(scale: .gradientDescent)), alpha: 0, on: calibration([Self.rows()]))
   }
 
   /// A trained adapter without the one that its training began with, or with another one (case 11c).
