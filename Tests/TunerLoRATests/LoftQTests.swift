@@ -7,8 +7,25 @@ import Testing
 @testable import PEFTCore
 @testable import TunerLoRA
 
-/// LoftQ by its definition: peft has no numbers for it without a GPU (Tests/Goldens/inits/loftq).
+/// LoftQ by its definition, and against the numbers of peft's own function (Tests/Goldens/inits/loftq).
 struct LoftQTests {
+  /// Rounded weights and products are peft's, which passes over the scaling, so that 1 compares.
+  @Test(arguments: ["4.1", "4.3", "8.1", "8.3"])
+  func valuesArePefts(_ name: String) throws {
+    let json = try FileSystem.readJSON(TestData.golden("inits/loftq/case.json"))
+    let golden = try #require(json["cases"]?.array?.first { $0["name"]?.string == name })
+    let expected = try SafetensorsFile(TestData.golden("inits/loftq/expected.safetensors"))
+    let settings = LoftQSettings(
+      bits: try #require(golden["bits"]?.int), iterations: try #require(golden["iterations"]?.int))
+    let factors = try InitialFactors.loftq(
+      DenseMatrix(try expected.tensor("weight")), settings,
+      try #require(golden["rank"]?.int), 1)
+    let rounded = try #require(factors.standIn).dequantized()
+    #expect(relativeError(rounded, try expected.tensor("\(name).rounded")) < 1e-6)
+    let product = factors.b.multiplied(by: factors.a)
+    #expect(relativeError(product, try expected.tensor("\(name).product")) < 1e-5)
+  }
+
   private let weight = Tensor.normal([70, 96], deviation: 0.1, key: DropoutKey(seed: 2, stream: 3))
 
   /// The rounded weight and the factors give the weight but for what a low-rank approximation of the

@@ -8,7 +8,7 @@ extension InitialFactors {
   /// then B·A ≈ W − Q.
   ///
   /// peft needs bitsandbytes and a GPU for this, and passes over the adapter's scaling; here A and B are
-  /// divided by its root, so that Q + s·B·A is the approximation. Q is peft's all the same.
+  /// divided by its root, so that Q + s·B·A is the approximation. With s = 1 all is peft's.
   ///
   /// - Parameters:
   ///   - weight: W, `[out, in]`.
