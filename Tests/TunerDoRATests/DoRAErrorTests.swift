@@ -1,3 +1,4 @@
+import LayerTestSupport
 import NN
 import PEFTCore
 import PEFTSupport

@@ -1,4 +1,5 @@
 import BLASKernels
+import LayerTestSupport
 import NN
 import PEFTCore
 import PEFTSupport

@@ -1,3 +1,4 @@
+import LayerTestSupport
 import NN
 import PEFTSupport
 import Tensors
@@ -11,7 +12,6 @@ import Testing
 /// as it was before.
 struct ValueErrorTests {
   private let peft: PeftModel
-  private let refuses: Refusal
   private let folder: TemporaryFolder
 
   init() throws {
@@ -19,7 +19,6 @@ struct ValueErrorTests {
     peft = PeftModel(
       AdapterTree.ofEveryKind(), info: BaseModelInfo(modelType: "toy"),
       registry: AdapterTree.registry)
-    refuses = Refusal(peft: peft)
     try peft.add("first", Self.config("lin", "part.plain"), seed: 1)
     try peft.add("second", Self.config("lin", "emb"), seed: 2)
     // What was decided about an active adapter is part of the state.
@@ -47,32 +46,35 @@ struct ValueErrorTests {
 
   @Test func statesThatDoNotFit() throws {
     let tall = try state(of: "first") { $0[0].tensor = .zeros([3, 10]) }
-    try refuses(
+    try peft.refuses(
       "'\(Self.key)' has shape [3, 10], the model needs [2, 10]", .shapeMismatch, at: "the state",
-      remedy: "The adapter was made for another base model or rank.", isPefts: false
+      remedy: "The adapter was made for another base model or rank."
     ) { try peft.setState(tall, of: "first") }
-    try refuses("Adapter nobody not found.", .invalidAdapter, remedy: "There are: first, second.") {
+    try peft.refuses(
+      "Adapter nobody not found.", .invalidAdapter, remedy: "There are: first, second.",
+      isPefts: true
+    ) {
       try peft.setState(tall, of: "nobody")
     }
     let whole = try state(of: "first") { _ in }
     try peft.merge(["first"])
-    try refuses(
-      "the adapter 'first' is merged", .invalidState, remedy: "Unmerge it first.", isPefts: false
+    try peft.refuses(
+      "the adapter 'first' is merged", .invalidState, remedy: "Unmerge it first."
     ) { try peft.setState(whole, of: "first") }
   }
 
   @Test func keysThatNameNoLayer() throws {
     let adapters = InjectedAdapters(in: peft.base, registry: AdapterTree.registry)
-    try refuses(
+    try peft.refuses(
       "no key of the state belongs to a layer of the model", .noMatchingModule,
-      remedy: "The first is 'x.lora_A.weight'.", isPefts: false
+      remedy: "The first is 'x.lora_A.weight'."
     ) { try adapters.inject(Self.config("lin"), as: "third", stateKeys: ["x.lora_A.weight"]) }
     var config = Self.config("lin")
     config.targetParameters = ["lin.weight"]
-    try refuses(
+    try peft.refuses(
       "Trying to inject a PEFT adapter from a state_dict but the PEFT config uses "
         + "`target_parameters`. This is not supported -- when using `target_parameters`, please "
-        + "inject the adapter without the state_dict.", .unsupported
+        + "inject the adapter without the state_dict.", .unsupported, isPefts: true
     ) { try adapters.inject(config, as: "third", stateKeys: [Self.key]) }
   }
 
@@ -85,14 +87,13 @@ struct ValueErrorTests {
     let key = "base_model.model.emb.base_layer.weight"
     func load() throws { try peft.load(folder("adapter"), as: "third") }
     try SafetensorsWriter.write(items + [SafetensorsItem(key, .zeros([12, 6]))], to: weights)
-    try refuses(
+    try peft.refuses(
       "'\(key)' has shape [12, 6], the base's weight has [11, 6]", .shapeMismatch, at: weights,
-      remedy: "The embedding was resized in training: load the adapter on that base.",
-      isPefts: false, load)
+      remedy: "The embedding was resized in training: load the adapter on that base.", load)
     try SafetensorsWriter.write(items + [SafetensorsItem(key, .zeros([11, 6]))], to: weights)
-    try refuses(
+    try peft.refuses(
       "'\(key)' holds other values than the base's weight", .unexpectedTensor, at: weights,
-      remedy: "The adapter was trained on another base: load it on that one.", isPefts: false, load)
+      remedy: "The adapter was trained on another base: load it on that one.", load)
     let parts = [
       "the adapter's tensors do not fit the model; missing: '\(Self.key)', "
         + "'base_model.model.lin.lora_B.weight', 'base_model.model.emb.lora_embedding_A' and 1 more",
@@ -100,10 +101,10 @@ struct ValueErrorTests {
     ]
     try SafetensorsWriter.write(
       ["a", "b", "c", "d"].map { SafetensorsItem($0, .zeros([1])) }, to: weights)
-    try refuses(
+    try peft.refuses(
       parts.joined(separator: "; "), .missingTensor, at: weights,
       remedy: "The adapter was made for another base model or task, or the file is incomplete.",
-      isPefts: false, load)
+      load)
   }
 
   @Test func filesOfLoralib() throws {
@@ -113,13 +114,13 @@ struct ValueErrorTests {
         tensors.map { SafetensorsItem($0.key, .zeros($0.value)) }, to: path)
       try peft.loadLoralib(path, as: "third", config: LoRAConfig(rank: 2))
     }
-    try refuses(
+    try peft.refuses(
       "has no tensor whose name ends in lora_A or lora_B", .missingTensor, at: path,
-      remedy: "This is not a file of loralib.", isPefts: false
+      remedy: "This is not a file of loralib."
     ) { try load(["lin.weight": [8, 10]]) }
-    try refuses(
+    try peft.refuses(
       "'lin.lora_B' has shape [8, 3], the model needs [8, 2]", .shapeMismatch, at: path,
-      remedy: "The adapter was made for another base model or rank.", isPefts: false
+      remedy: "The adapter was made for another base model or rank."
     ) { try load(["lin.lora_A": [2, 10], "lin.lora_B": [8, 3]]) }
   }
 
@@ -132,28 +133,25 @@ struct ValueErrorTests {
         { try peft.combine(["first", "second"], weights: [1, 1], into: name) },
       ]
       for call in calls {
-        try refuses(
+        try peft.refuses(
           "'\(name)' cannot be the name of an adapter", .invalidAdapter,
-          remedy: "Use a name that is not empty, without '.' and '/', and not '__base__'.",
-          isPefts: false, call)
+          remedy: "Use a name that is not empty, without '.' and '/', and not '__base__'.", call)
       }
     }
-    try refuses("Adapter with name 'second' already exists.", .invalidAdapter, isPefts: false) {
+    try peft.refuses("Adapter with name 'second' already exists.", .invalidAdapter) {
       try peft.rename("first", to: "second")
     }
-    try refuses(
-      "the adapter 'second' is named twice", .invalidAdapter, remedy: "Name every adapter once.",
-      isPefts: false
+    try peft.refuses(
+      "the adapter 'second' is named twice", .invalidAdapter, remedy: "Name every adapter once."
     ) { try peft.setActive(["second", "first", "second"]) }
-    try refuses(
+    try peft.refuses(
       "You passed an invalid `selected_adapters` arguments, current supported adapter names are "
-        + "['first', 'second'] - got ['first', 'nobody'].", .invalidAdapter, isPefts: false
+        + "['first', 'second'] - got ['first', 'nobody'].", .invalidAdapter
     ) { try peft.saveAll(folder("all"), adapters: ["first", "nobody"]) }
     try peft.setActive(["first", "second"])
-    try refuses(
+    try peft.refuses(
       "several adapters are active: first, second", .invalidAdapter,
-      remedy: "Name the one to save.",
-      isPefts: false
+      remedy: "Name the one to save."
     ) { try peft.save(folder("one")) }
     #expect(folder.names.isEmpty)
     for name in ["first", "second"] { try peft.delete(name) }
@@ -169,19 +167,21 @@ struct ValueErrorTests {
 
   @Test func scalesThatCannotBeHad() throws {
     try peft.setScale("first", 3)
-    try refuses("Adapter nobody not found.", .invalidAdapter) { try peft.setScale("nobody", 2) }
-    try refuses(
+    try peft.refuses("Adapter nobody not found.", .invalidAdapter, isPefts: true) {
+      try peft.setScale("nobody", 2)
+    }
+    try peft.refuses(
       "the scale is inf, a finite number was expected", .invalidConfiguration,
-      remedy: "Give another factor.", isPefts: false
+      remedy: "Give another factor."
     ) { try peft.scaleLayers(by: .infinity) }
-    try refuses(
+    try peft.refuses(
       "scalings cannot be divided by 0", .invalidConfiguration,
-      remedy: "Without a factor the configured scalings are restored.", isPefts: false
+      remedy: "Without a factor the configured scalings are restored."
     ) { try peft.unscaleLayers(by: 0) }
     try peft.merge(["second"])
     try peft.setScale("first", 2)
-    try refuses(
-      "the adapter 'second' is merged", .invalidState, remedy: "Unmerge it first.", isPefts: false
+    try peft.refuses(
+      "the adapter 'second' is merged", .invalidState, remedy: "Unmerge it first."
     ) { try peft.setScale("second", 2) }
   }
 
@@ -197,10 +197,11 @@ struct ValueErrorTests {
       change(&combination)
       return combination
     }
-    try refuses(
-      "Adapter nobody does not exist", .invalidAdapter, remedy: "Known: first, second."
+    try peft.refuses(
+      "Adapter nobody does not exist", .invalidAdapter, remedy: "Known: first, second.",
+      isPefts: true
     ) { try combine(["first", "nobody"]) }
-    try refuses("Adapter with name 'first' already exists.", .invalidAdapter) {
+    try peft.refuses("Adapter with name 'first' already exists.", .invalidAdapter, isPefts: true) {
       try peft.combine(["second"], weights: [1], into: "first")
     }
     for (text, remedy, names, weights, combination) in [
@@ -233,13 +234,13 @@ struct ValueErrorTests {
         Combination(.ties, density: -1)
       ),
     ] as [(String, String?, [String], [Double], Combination)] {
-      try refuses(text, .invalidConfiguration, remedy: remedy, isPefts: false) {
+      try peft.refuses(text, .invalidConfiguration, remedy: remedy) {
         try combine(names, weights, combination)
       }
     }
-    try refuses(
+    try peft.refuses(
       "'svd_driver': \"gesvd\" is not supported: it names methods of CUDA", .unsupported,
-      remedy: "Leave it out.", isPefts: false
+      remedy: "Leave it out."
     ) { try combine(["first", "second"], [1, 1], setting { $0.svdDriver = "gesvd" }) }
     let kind = #expect(throws: PEFTError.self) { try Combination.Kind(name: "lineal") }
     #expect(kind?.description == "Invalid combination_type: lineal. Did you mean 'linear'?")
@@ -252,16 +253,15 @@ struct ValueErrorTests {
   @Test func valuesThatAnAdapterHasNoPlaceFor() throws {
     var values = try peft.values(of: "first")
     values.tensors.append(("base_model.model.lin.lora_C.weight", .zeros([1])))
-    try refuses(
+    try peft.refuses(
       "the new adapter 'third' has no place for 'base_model.model.lin.lora_C.weight'",
-      .unexpectedTensor, remedy: "The adapters were made for another base model.", isPefts: false
+      .unexpectedTensor, remedy: "The adapters were made for another base model."
     ) { try peft.add("third", values) }
     values.tensors = [values.tensors[0]]
-    try refuses(
+    try peft.refuses(
       "the new adapter 'third' has no values for 'base_model.model.lin.lora_B.weight'",
       .missingTensor,
-      remedy: "Its target modules match more modules than the adapters that it comes from.",
-      isPefts: false
+      remedy: "Its target modules match more modules than the adapters that it comes from."
     ) { try peft.add("third", values) }
   }
 
