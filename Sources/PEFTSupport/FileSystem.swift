@@ -156,7 +156,9 @@ public enum FileSystem {
     syncFolder(temporary)
     if exists(target), !isDirectory(target) {
       removeTree(temporary)
-      throw PEFTError(.fileAccess, "is a file, a folder was to be written", at: target)
+      throw PEFTError(
+        .fileAccess, "is a file, a folder was to be written", at: target,
+        remedy: "Name another folder, or remove the file.")
     }
     // Once the two have changed places, the temporary name holds the old content.
     guard

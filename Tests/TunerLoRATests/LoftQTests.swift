@@ -65,8 +65,8 @@ struct LoftQTests {
         == 0.562_617)
     #expect(Set(LoftQQuantizer(bits: 2).rounded(block).scalars).count <= 4)
     // Rows are scaled each on its own.
-    let rows = Tensor(shape: [2, 3], scalars: [127, 2.4, -3.6, 0.127, 0.0024, 0])
-    let expected: [Float] = [127, 2, -4, 0.127, 0.002, 0]
+    let rows = Tensor(shape: [2, 3], scalars: [127, 2.4, -3.6, 0.125, 0.0024, 0])
+    let expected: [Float] = [127, 2, -4, 0.125, 0.25 / 127, 0]
     let eight = LoftQQuantizer(bits: 8).rounded(rows).scalars
     #expect(zip(eight, expected).allSatisfy { abs($0 - $1) < 1e-5 })
     #expect(LoftQQuantizer(bits: 8).rounded(.zeros([2, 2])).scalars == [0, 0, 0, 0])

@@ -188,7 +188,8 @@ extension PeftModel {
       throw PEFTError(
         .invalidAdapter,
         "You passed an invalid `selected_adapters` arguments, current supported adapter names are "
-          + "\(PythonText.list(adapterNames)) - got \(PythonText.list(names)).")
+          + "\(PythonText.list(adapterNames)) - got \(PythonText.list(names)).",
+        remedy: "Name some of these, or none for all.")
     }
     let isNew = !FileSystem.exists(path)
     func write(into folder: String) throws {

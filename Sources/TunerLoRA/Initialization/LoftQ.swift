@@ -75,9 +75,11 @@ struct LoftQQuantizer {
     }
   }
 
-  /// Integers from -127 to 127 times the largest magnitude of a row over 127.
-  private func byRows(_ matrix: Tensor) -> Tensor {
-    let width = matrix.columns
+  /// Integers from -127 to 127 times the largest magnitude of a row over 127, of the values in
+  /// float16, as bitsandbytes has them.
+  private func byRows(_ values: Tensor) -> Tensor {
+    let width = values.columns
+    let matrix = HalfMatrix(rounding: values, to: .float16).dequantized()
     return Tensor.filled(matrix.shape) { output in
       matrix.slice.withSpan { source in
         output.withMutableSpan { target in
