@@ -86,10 +86,9 @@ struct LoftQQuantizer {
           for start in stride(from: 0, to: source.count, by: max(width, 1)) {
             var largest: Float = 0
             for i in start..<start + width { largest = max(largest, source[i].magnitude) }
-            let step = largest / 127
+            let factor = largest > 0 ? 127 / largest : 0
             for i in start..<start + width {
-              target[i] =
-                step > 0 ? (source[i] / step).rounded(.toNearestOrEven) * step : 0
+              target[i] = (source[i] * factor).rounded(.toNearestOrEven) * largest * (1 / 127)
             }
           }
         }
