@@ -25,11 +25,11 @@ import measure
 RANDOM = {"reconstruct_config": {"replacement_module_random_init": True}}
 # Name, method of `peft train`, its own settings, learning rates.
 VARIANTS = [
-    ("LoRA", "lora", {}, (5e-4, 1e-3, 2e-3)),
-    ("DoRA", "dora", {}, (5e-4, 1e-3, 2e-3)),
-    ("EDoRA, SVD", "edora", {}, (1e-3, 3e-3, 1e-2)),
-    ("EDoRA, random", "edora", RANDOM, (1e-3, 3e-3, 1e-2)),
-    ("LoRA-XS", "lora-xs", {}, (1e-3, 3e-3, 1e-2)),
+    ("LoRA", "lora", {}, (1e-3, 2e-3, 4e-3)),
+    ("DoRA", "dora", {}, (1e-3, 2e-3, 4e-3)),
+    ("EDoRA, SVD", "edora", {}, (3e-3, 1e-2, 3e-2)),
+    ("EDoRA, random", "edora", RANDOM, (3e-3, 1e-2, 3e-2)),
+    ("LoRA-XS", "lora-xs", {}, (3e-3, 1e-2, 3e-2)),
 ]
 BATCH = 32
 TARGETS = ["query", "key", "value", "dense"]
