@@ -66,6 +66,18 @@ def cases() -> list[Case]:
             "layers_pattern",
             {"target_modules": q, "layers_to_transform": [1], "layers_pattern": ["layers"]},
         ),
+        Case(
+            "target_parameters",
+            {"target_modules": [], "target_parameters": ["q_proj.weight", "down_proj.weight"]},
+            key="target_parameters",
+        ),
+        Case(
+            "target_parameters beside target_modules",
+            {"target_modules": ["v_proj"], "target_parameters": ["layers.1.mlp.up_proj.weight"]},
+            key="target_parameters",
+        ),
+        # peft takes it back for such layers, with a warning.
+        Case("fan_in_fan_out", {"target_modules": q, "fan_in_fan_out": True}),
         # Size and scaling.
         Case("r, lora_alpha", {"target_modules": q, "r": 5, "lora_alpha": 7}),
         Case("rank_pattern", {"target_modules": q, "rank_pattern": {"q_proj": 6, "^x": 2}}),
