@@ -38,6 +38,26 @@ public protocol TransformerModel: Module {
   func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor
 }
 
+/// A model that is a head on another one.
+public protocol HeadedModel: TransformerModel {
+  /// The model below the head.
+  associatedtype Base: TransformerModel
+  /// The model below the head.
+  var base: Base { get }
+}
+
+extension HeadedModel {
+  /// The members of config.json that it was built from.
+  public var configuration: ModelConfiguration { base.configuration }
+  /// What the model can take as input.
+  public var inputLimits: InputLimits { base.inputLimits }
+
+  /// The hidden states after the last layer, `[rows, hidden]`.
+  public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
+    base.lastHiddenState(batch, context)
+  }
+}
+
 /// A model with one row of logits for each sequence.
 public protocol SequenceClassifier: TransformerModel {
   /// Whether the class is read off the last row of a sequence, as decoders do, or the first.
@@ -57,6 +77,11 @@ extension TokenOutputModel {
   /// The logits of every token, `[rows, outputs]`.
   public func logits(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
     logits(fromHidden: lastHiddenState(batch, context), context)
+  }
+
+  /// The logits of some tokens, `[rows.count, outputs]`; no others go through the output layer.
+  public func logits(_ batch: TokenBatch, rows: [Int32], _ context: ForwardContext) -> Tensor {
+    logits(fromHidden: lastHiddenState(batch, context).selectRows(rows), context)
   }
 }
 

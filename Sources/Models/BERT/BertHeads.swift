@@ -3,68 +3,49 @@ import PEFTSupport
 import Tensors
 
 /// BERT with a classifier on the pooled state.
-public final class BertForSequenceClassification: SequenceClassifier {
-  /// The members of config.json that it was built from.
-  public let configuration: ModelConfiguration
-  let bert: BertModel
+public final class BertForSequenceClassification: HeadedModel, SequenceClassifier {
+  /// The model below the head.
+  public let base: BertModel
   let dropout: Dropout
   let classifier: Linear
 
   init(
     _ configuration: ModelConfiguration, _ shape: BertShape, labels: Int, _ builder: ModuleBuilder
   ) throws(PEFTError) {
-    self.configuration = configuration
-    bert = try BertModel(configuration, shape, builder["bert"])
+    base = try BertModel(configuration, shape, builder["bert"])
     dropout = builder.dropout("dropout", shape.classifierDropout)
     classifier = try builder.linear("classifier", shape.hidden, labels, bias: true)
   }
 
-  /// What the model can take as input.
-  public var inputLimits: InputLimits { bert.inputLimits }
   /// Whether the classifier reads the last token's state instead of the first's.
   public var readsLastToken: Bool { false }
 
-  /// The hidden states after the last layer, `[rows, hidden]`.
-  public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
-    bert.lastHiddenState(batch, context)
-  }
-
   /// The logits of a batch.
   public func logits(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
-    classifier(dropout(bert.pooled(batch, context), context), context)
+    classifier(dropout(base.pooled(batch, context), context), context)
   }
 
   /// The class name that PyTorch prints.
   public var typeName: String { "BertForSequenceClassification" }
   /// The parts, with their attribute names.
   public var children: [(name: String, module: any Module)] {
-    [("bert", bert), ("dropout", dropout), ("classifier", classifier)]
+    [("bert", base), ("dropout", dropout), ("classifier", classifier)]
   }
 }
 
 /// BERT without a pooler, with a classifier on every token's hidden state.
-public final class BertForTokenClassification: TokenClassifier {
-  /// The members of config.json that it was built from.
-  public let configuration: ModelConfiguration
-  let bert: BertModel
+public final class BertForTokenClassification: HeadedModel, TokenClassifier {
+  /// The model below the head.
+  public let base: BertModel
   let dropout: Dropout
   let classifier: Linear
 
   init(
     _ configuration: ModelConfiguration, _ shape: BertShape, labels: Int, _ builder: ModuleBuilder
   ) throws(PEFTError) {
-    self.configuration = configuration
-    bert = try BertModel(configuration, shape, builder["bert"], hasPooler: false)
+    base = try BertModel(configuration, shape, builder["bert"], hasPooler: false)
     dropout = builder.dropout("dropout", shape.classifierDropout)
     classifier = try builder.linear("classifier", shape.hidden, labels, bias: true)
-  }
-
-  /// What the model can take as input.
-  public var inputLimits: InputLimits { bert.inputLimits }
-
-  /// The hidden states after the last layer, `[rows, hidden]`.
-  public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
-    bert.lastHiddenState(batch, context)
   }
 
   /// The logits of rows of hidden states, `[rows, labels]`.
@@ -76,31 +57,21 @@ public final class BertForTokenClassification: TokenClassifier {
   public var typeName: String { "BertForTokenClassification" }
   /// The parts, with their attribute names.
   public var children: [(name: String, module: any Module)] {
-    [("bert", bert), ("dropout", dropout), ("classifier", classifier)]
+    [("bert", base), ("dropout", dropout), ("classifier", classifier)]
   }
 }
 
 /// BERT without a pooler, with the logits of an answer's first and last token.
-public final class BertForQuestionAnswering: QuestionAnswerer {
-  /// The members of config.json that it was built from.
-  public let configuration: ModelConfiguration
-  let bert: BertModel
+public final class BertForQuestionAnswering: HeadedModel, QuestionAnswerer {
+  /// The model below the head.
+  public let base: BertModel
   let qaOutputs: Linear
 
   init(
     _ configuration: ModelConfiguration, _ shape: BertShape, _ builder: ModuleBuilder
   ) throws(PEFTError) {
-    self.configuration = configuration
-    bert = try BertModel(configuration, shape, builder["bert"], hasPooler: false)
+    base = try BertModel(configuration, shape, builder["bert"], hasPooler: false)
     qaOutputs = try builder.linear("qa_outputs", shape.hidden, 2, bias: true)
-  }
-
-  /// What the model can take as input.
-  public var inputLimits: InputLimits { bert.inputLimits }
-
-  /// The hidden states after the last layer, `[rows, hidden]`.
-  public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
-    bert.lastHiddenState(batch, context)
   }
 
   /// The logits of rows of hidden states, `[rows, 2]`.
@@ -112,7 +83,7 @@ public final class BertForQuestionAnswering: QuestionAnswerer {
   public var typeName: String { "BertForQuestionAnswering" }
   /// The parts, with their attribute names.
   public var children: [(name: String, module: any Module)] {
-    [("bert", bert), ("qa_outputs", qaOutputs)]
+    [("bert", base), ("qa_outputs", qaOutputs)]
   }
 }
 

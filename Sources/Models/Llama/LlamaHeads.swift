@@ -3,31 +3,22 @@ import PEFTSupport
 import Tensors
 
 /// Llama or Qwen2 with a classifier on the hidden state of the last token that is not padding.
-public final class LlamaForSequenceClassification: SequenceClassifier {
-  /// The members of config.json that it was built from.
-  public let configuration: ModelConfiguration
-  let model: LlamaModel
+public final class LlamaForSequenceClassification: HeadedModel, SequenceClassifier {
+  /// The model below the head.
+  public let base: LlamaModel
   let score: Linear
   private let family: String
 
   init(
     _ configuration: ModelConfiguration, _ shape: LlamaShape, labels: Int, _ builder: ModuleBuilder
   ) throws(PEFTError) {
-    self.configuration = configuration
     family = shape.family
-    model = try LlamaModel(configuration, shape, builder["model"])
+    base = try LlamaModel(configuration, shape, builder["model"])
     score = try builder.linear("score", shape.hidden, labels, bias: false)
   }
 
-  /// What the model can take as input.
-  public var inputLimits: InputLimits { model.inputLimits }
   /// Whether the classifier reads the last token's state instead of the first's.
   public var readsLastToken: Bool { true }
-
-  /// The hidden states after the last layer, `[rows, hidden]`.
-  public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
-    model.lastHiddenState(batch, context)
-  }
 
   /// The logits of a batch.
   public func logits(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
@@ -37,7 +28,7 @@ public final class LlamaForSequenceClassification: SequenceClassifier {
   /// The row of each sequence that decides: the last one whose token is not padding, whatever the
   /// mask says, and the first one where all are; as transformers finds it.
   private func pooledRows(_ batch: TokenBatch) -> [Int32] {
-    guard let padding = model.paddingIndex.map(Int32.init(clamping:)) else {
+    guard let padding = base.paddingIndex.map(Int32.init(clamping:)) else {
       return batch.layout.lastRows
     }
     return (0..<batch.layout.count).map { sequence in
@@ -50,15 +41,14 @@ public final class LlamaForSequenceClassification: SequenceClassifier {
   public var typeName: String { "\(family)ForSequenceClassification" }
   /// The parts, with their attribute names.
   public var children: [(name: String, module: any Module)] {
-    [("model", model), ("score", score)]
+    [("model", base), ("score", score)]
   }
 }
 
 /// Llama or Qwen2 with a classifier on every token's hidden state.
-public final class LlamaForTokenClassification: TokenClassifier {
-  /// The members of config.json that it was built from.
-  public let configuration: ModelConfiguration
-  let model: LlamaModel
+public final class LlamaForTokenClassification: HeadedModel, TokenClassifier {
+  /// The model below the head.
+  public let base: LlamaModel
   let dropout: Dropout
   let score: Linear
   private let family: String
@@ -66,23 +56,14 @@ public final class LlamaForTokenClassification: TokenClassifier {
   init(
     _ configuration: ModelConfiguration, _ shape: LlamaShape, labels: Int, _ builder: ModuleBuilder
   ) throws(PEFTError) {
-    self.configuration = configuration
     family = shape.family
-    model = try LlamaModel(configuration, shape, builder["model"])
+    base = try LlamaModel(configuration, shape, builder["model"])
     let fallback = try configuration.probability("hidden_dropout", default: 0.1)
     dropout = builder.dropout(
       "dropout", try configuration.probability("classifier_dropout", default: fallback))
     score = try builder.linear(
       "score", shape.hidden, labels,
       bias: try configuration.bool("token_classification_bias", default: true))
-  }
-
-  /// What the model can take as input.
-  public var inputLimits: InputLimits { model.inputLimits }
-
-  /// The hidden states after the last layer, `[rows, hidden]`.
-  public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
-    model.lastHiddenState(batch, context)
   }
 
   /// The logits of rows of hidden states, `[rows, labels]`.
@@ -94,33 +75,23 @@ public final class LlamaForTokenClassification: TokenClassifier {
   public var typeName: String { "\(family)ForTokenClassification" }
   /// The parts, with their attribute names.
   public var children: [(name: String, module: any Module)] {
-    [("model", model), ("dropout", dropout), ("score", score)]
+    [("model", base), ("dropout", dropout), ("score", score)]
   }
 }
 
 /// Llama or Qwen2 with the logits of an answer's first and last token.
-public final class LlamaForQuestionAnswering: QuestionAnswerer {
-  /// The members of config.json that it was built from.
-  public let configuration: ModelConfiguration
-  let transformer: LlamaModel
+public final class LlamaForQuestionAnswering: HeadedModel, QuestionAnswerer {
+  /// The model below the head.
+  public let base: LlamaModel
   let qaOutputs: Linear
   private let family: String
 
   init(
     _ configuration: ModelConfiguration, _ shape: LlamaShape, _ builder: ModuleBuilder
   ) throws(PEFTError) {
-    self.configuration = configuration
     family = shape.family
-    transformer = try LlamaModel(configuration, shape, builder["transformer"])
+    base = try LlamaModel(configuration, shape, builder["transformer"])
     qaOutputs = try builder.linear("qa_outputs", shape.hidden, 2, bias: true)
-  }
-
-  /// What the model can take as input.
-  public var inputLimits: InputLimits { transformer.inputLimits }
-
-  /// The hidden states after the last layer, `[rows, hidden]`.
-  public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
-    transformer.lastHiddenState(batch, context)
   }
 
   /// The logits of rows of hidden states, `[rows, 2]`.
@@ -132,7 +103,7 @@ public final class LlamaForQuestionAnswering: QuestionAnswerer {
   public var typeName: String { "\(family)ForQuestionAnswering" }
   /// The parts, with their attribute names; transformers calls the base differently here.
   public var children: [(name: String, module: any Module)] {
-    [("transformer", transformer), ("qa_outputs", qaOutputs)]
+    [("transformer", base), ("qa_outputs", qaOutputs)]
   }
 }
 

@@ -81,21 +81,19 @@ public final class LlamaModel: TransformerModel, ReplicatesLayers {
 }
 
 /// Llama or Qwen2 with its output head, tied to the embedding or not.
-public final class LlamaForCausalLM: CausalLanguageModel {
-  /// The members of config.json that it was built from.
-  public let configuration: ModelConfiguration
-  let model: LlamaModel
+public final class LlamaForCausalLM: HeadedModel, CausalLanguageModel {
+  /// The model below the head.
+  public let base: LlamaModel
   let lmHead: Linear
   private let family: String
 
   init(
     _ configuration: ModelConfiguration, _ shape: LlamaShape, _ builder: ModuleBuilder
   ) throws(PEFTError) {
-    self.configuration = configuration
     family = shape.family
-    model = try LlamaModel(configuration, shape, builder["model"])
+    base = try LlamaModel(configuration, shape, builder["model"])
     if shape.isTied {
-      var parameters = model.embedTokens.parameters
+      var parameters = base.embedTokens.parameters
       parameters.isTied = true
       lmHead = Linear(parameters, inputFeatures: shape.hidden, outputFeatures: shape.vocabulary)
     } else {
@@ -103,17 +101,9 @@ public final class LlamaForCausalLM: CausalLanguageModel {
     }
   }
 
-  /// What the model can take as input.
-  public var inputLimits: InputLimits { model.inputLimits }
-
   /// An empty cache of keys and values for generation.
   public func makeCache(sequences: Int, capacity: Int) -> KeyValueCache {
-    KeyValueCache(layers: model.layers.elements.count, sequences: sequences, capacity: capacity)
-  }
-
-  /// The hidden states after the last layer, `[rows, hidden]`.
-  public func lastHiddenState(_ batch: TokenBatch, _ context: ForwardContext) -> Tensor {
-    model.lastHiddenState(batch, context)
+    KeyValueCache(layers: base.layers.elements.count, sequences: sequences, capacity: capacity)
   }
 
   /// The logits of rows of hidden states, `[rows, vocabulary]`.
@@ -125,6 +115,6 @@ public final class LlamaForCausalLM: CausalLanguageModel {
   public var typeName: String { "\(family)ForCausalLM" }
   /// The parts, with their attribute names.
   public var children: [(name: String, module: any Module)] {
-    [("model", model), ("lm_head", lmHead)]
+    [("model", base), ("lm_head", lmHead)]
   }
 }

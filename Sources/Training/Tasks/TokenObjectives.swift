@@ -33,9 +33,8 @@ public struct LanguageModelObjective: Objective {
     guard !rows.isEmpty else { return nil }
     // Most of the work of a small model is in its output layer: only rows that have a label go
     // through it.
-    let hidden = model.lastHiddenState(batch.tokens, context).selectRows(rows)
     return try crossEntropy(
-      model.logits(fromHidden: hidden, context), labels: labels, count: count)
+      model.logits(batch.tokens, rows: rows, context), labels: labels, count: count)
   }
 
   /// Adds a batch to an evaluation.
@@ -109,9 +108,8 @@ public struct TokenClassificationObjective: Objective {
   {
     let (rows, labels) = targets(batch)
     guard !rows.isEmpty else { return nil }
-    let hidden = model.lastHiddenState(batch.tokens, context).selectRows(rows)
     return try crossEntropy(
-      model.logits(fromHidden: hidden, context), labels: labels, count: count)
+      model.logits(batch.tokens, rows: rows, context), labels: labels, count: count)
   }
 
   /// Adds a batch to an evaluation.
@@ -120,8 +118,7 @@ public struct TokenClassificationObjective: Objective {
   ) throws(PEFTError) {
     let (rows, labels) = targets(batch)
     guard !rows.isEmpty else { return }
-    let hidden = model.lastHiddenState(batch.tokens, context).selectRows(rows)
-    let logits = model.logits(fromHidden: hidden, context)
+    let logits = model.logits(batch.tokens, rows: rows, context)
     try sums.add(logits: logits, labels: labels)
     guard let entities else { return }
     let found = logits.argmaxOfRows
