@@ -1,8 +1,9 @@
+import NN
 import PEFTSupport
 import Tensors
 
 /// Finds the tensors of a file for an adapter's parameters and keeps account of them; nothing is
-/// changed before ``assign(then:)``.
+/// changed before ``assign(to:)``.
 struct TensorReading {
   let file: any TensorFile
   var form = AdapterKeyForm.file
@@ -58,14 +59,20 @@ struct TensorReading {
     report.unexpected = others.filter { !base.contains($0) }
   }
 
-  /// Gives the parameters their values; when `body` then throws, all parameters that were looked for
-  /// get the old ones back.
-  func assign(then body: () throws(PEFTError) -> Void) throws(PEFTError) {
+  /// Gives the parameters their values and tells the layers, each with the untouched parameters of
+  /// its host; when one refuses, all parameters that were looked for get the old values back.
+  ///
+  /// - Throws: ``PEFTError`` of a layer, with the file and the layer's path.
+  func assign(
+    to layers: [(path: String, layer: any TunerLayer, parameters: HostParameters)]
+  ) throws(PEFTError) {
     let before = (values.map(\.parameter) + others).map { ($0, $0.value) }
     for (parameter, value) in values { parameter.assign(value) }
-    do throws(PEFTError) { try body() } catch {
-      for (parameter, value) in before { parameter.assign(value) }
-      throw error
+    for (path, layer, parameters) in layers {
+      do throws(PEFTError) { try layer.didLoad(on: parameters) } catch {
+        for (parameter, value) in before { parameter.assign(value) }
+        throw error.located(at: "\(file.path), '\(path)'")
+      }
     }
   }
 }

@@ -55,10 +55,7 @@ extension PeftModel {
   /// Exchanges an adapter's weights for those of an opened folder; see ``hotSwap(_:from:)-(_,String)``.
   @discardableResult
   public func hotSwap(_ name: String, from folder: AdapterFolder) throws(PEFTError) -> LoadReport {
-    guard let index = records.firstIndex(where: { $0.name == name }) else {
-      throw PEFTError(.invalidAdapter, "Adapter \(name) not found.", remedy: namesNote)
-    }
-    let record = records[index]
+    let record = try record(name)
     if mergedAdapters.contains(name) {
       throw PEFTError(
         .invalidState,
@@ -112,15 +109,12 @@ extension PeftModel {
         remedy:
           "The adapter '\(name)' has no such layers: load the folder as an adapter of its own.")
     }
-    try reading.assign { () throws(PEFTError) in
-      for (place, _, layer) in made {
-        do throws(PEFTError) { try layer.didLoad(on: hosts[place].host.untouched) } catch {
-          throw error.located(at: "\(folder.tensors.path), '\(hosts[place].path)'")
-        }
-      }
-    }
+    try reading.assign(
+      to: made.map { (hosts[$0.place].path, $0.layer, hosts[$0.place].host.untouched) })
     for (_, stack, layer) in made { stack.add(layer, adapter: name) }
-    records[index].config = config
+    for place in records.indices where records[place].name == name {
+      records[place].config = config
+    }
     return report
   }
 

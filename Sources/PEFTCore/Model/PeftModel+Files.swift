@@ -87,14 +87,8 @@ extension PeftModel {
         report.missing.isEmpty ? .unexpectedTensor : .missingTensor, problem, at: file.path,
         remedy: "The adapter was made for another base model or task, or the file is incomplete.")
     }
-    let layers = try adaptedLayers(of: name)
-    try reading.assign { () throws(PEFTError) in
-      for layer in layers {
-        do throws(PEFTError) { try layer.layer.didLoad(on: layer.parameters) } catch {
-          throw error.located(at: "\(file.path), '\(layer.path)'")
-        }
-      }
-    }
+    try reading.assign(
+      to: adaptedLayers(of: name).map { ($0.path, $0.layer, $0.parameters) })
     return report
   }
 
