@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import torch
+from roundtrip_support import relative
 
 LOGITS = 1e-5
 
@@ -16,12 +17,6 @@ def padded(rows: list[dict]) -> dict[str, torch.Tensor]:
     """Ids of one length, so that there is no padding."""
     width = min(len(row["input_ids"]) for row in rows)
     return {"input_ids": torch.tensor([row["input_ids"][:width] for row in rows])}
-
-
-def relative(found: torch.Tensor, reference: torch.Tensor) -> float:
-    if found.shape != reference.shape or not bool(torch.isfinite(found).all()):
-        return float("inf")
-    return ((found - reference).abs().max() / reference.abs().max()).item()
 
 
 def train(

@@ -99,12 +99,12 @@ extension Tensor {
 
   /// Some columns of a matrix, copied.
   public func copyingColumns(_ columns: some Sequence<Int>) -> Tensor {
-    transposed().copyingRows(columns).transposed()
+    selectColumns(detached, columns.map { Int32($0) }).transposed()
   }
 
   /// Some rows of a matrix, copied.
   public func copyingRows(_ rows: some Sequence<Int>) -> Tensor {
-    .stackingRows(rows.map { rowRange($0..<$0 + 1) })
+    detached.selectRows(rows.map { Int32($0) })
   }
 
   private var matrixSize: (Int, Int) {

@@ -96,13 +96,7 @@ struct InitializationTests {
   func gradientsOfFrozenWeightsEqualTorch(_ name: String) throws {
     let golden = try InitGolden(name)
     let toy = try golden.makeToy()
-    var plan = AdapterPlan(
-      adapter: "a", config: try golden.config,
-      sites: [
-        .init(
-          path: "layer", target: "layer", host: toy.layer, parameters: toy.layer.parameters)
-      ], seed: 0,
-      calibration: try golden.calibration(toy), isLoading: false)
+    var plan = try golden.plan(toy)
     let found = try LoRAGA.gradients(WatchedSites(plan), plan.calibration!)
     var expected = try golden.expected.tensor("gradient")
     if toy.layer is Conv1D { expected = expected.transposed() }
@@ -116,13 +110,7 @@ struct InitializationTests {
   func covariancesEqualPeft(_ name: String) throws {
     let golden = try InitGolden(name)
     let toy = try golden.makeToy()
-    let plan = AdapterPlan(
-      adapter: "a", config: try golden.config,
-      sites: [
-        .init(
-          path: "layer", target: "layer", host: toy.layer, parameters: toy.layer.parameters)
-      ], seed: 0,
-      calibration: try golden.calibration(toy), isLoading: false)
+    let plan = try golden.plan(toy)
     let found = try CorDA.covariances(WatchedSites(plan), [0], plan.calibration!)
     let expected = try golden.expected.tensor("covariance")
     #expect(relativeError(try #require(found[0]), expected) < 1e-5)
@@ -181,5 +169,17 @@ struct InitializationTests {
     return AdapterSite(
       host: host, path: "layer", target: "layer", adapter: "a", config: LoRAConfig(), seed: 5,
       parameters: host.parameters)
+  }
+}
+
+extension InitGolden {
+  /// A new adapter of the layer, before anything is made.
+  fileprivate func plan(_ toy: ToyLayer) throws -> AdapterPlan {
+    AdapterPlan(
+      adapter: "a", config: try config,
+      sites: [
+        .init(path: "layer", target: "layer", host: toy.layer, parameters: toy.layer.parameters)
+      ],
+      seed: 0, calibration: try calibration(toy), isLoading: false)
   }
 }

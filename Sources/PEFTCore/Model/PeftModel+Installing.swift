@@ -74,24 +74,33 @@ extension PeftModel {
     for place in biases { stack(at: place).trainBias(name, host: hosts[place].host) }
 
     var record = AdapterRecord(name: name, config: config, tuner: tuner)
-    // Adapters of the same layers, of which there may be hundreds, share the description of these.
-    record.layout = records.last.flatMap { $0.layout == plan.sites ? $0.layout : nil } ?? plan.sites
+    record.layout = shared(plan.sites, \.layout)
     record.saved = saved
     record.savedPaths = plan.savedPaths
     record.tokens = plan.tokens.map(\.place)
     record.biases = biases
     record.isTrained = !config.isInference
-    let report = TargetReport(
-      // A layer inside of another one comes under the path that was targeted.
-      matched: plan.sites.filter { $0.parameter != nil || $0.path == hosts[$0.place].path }
-        .map(\.path),
-      saved: saved.sorted().map { hosts[$0].path },
-      savedModules: plan.savedPaths, unmatched: unmatched(config, plan), warnings: plan.warnings,
-      additionalInConfig: plan.additionalInConfig, additionalInState: plan.additionalInState)
-    record.report = records.last.flatMap { $0.report == report ? $0.report : nil } ?? report
+    record.report = shared(
+      TargetReport(
+        // A layer inside of another one comes under the path that was targeted.
+        matched: plan.sites.filter { $0.parameter != nil || $0.path == hosts[$0.place].path }
+          .map(\.path),
+        saved: saved.sorted().map { hosts[$0].path },
+        savedModules: plan.savedPaths, unmatched: unmatched(config, plan), warnings: plan.warnings,
+        additionalInConfig: plan.additionalInConfig, additionalInState: plan.additionalInState),
+      \.report)
     records.append(record)
     if records.count == 1 { selection.active = [name] }
     updateTrainability(of: [name])
+  }
+
+  /// A description in the memory of the last adapter's, where that is the same: there may be
+  /// hundreds of adapters of the same layers.
+  private func shared<Value: Equatable>(
+    _ value: Value, _ part: KeyPath<AdapterRecord, Value>
+  ) -> Value {
+    guard let other = records.last?[keyPath: part], other == value else { return value }
+    return other
   }
 
   private func biasPlaces(_ kind: BiasTraining, _ plan: TargetPlan) -> [Int] {

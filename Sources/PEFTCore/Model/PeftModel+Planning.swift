@@ -23,7 +23,7 @@ extension PeftModel {
       }
     }
     if selection.modules == .allLinear {
-      let heads = info.outputHeads + savedHeads(config)
+      let heads = info.outputHeads + config.modulesToSave
       selection.modules = .list(TargetMatcher.expandAllLinear(in: base, outputHeads: heads))
     }
     let names = modules.dropFirst().map(\.path)
@@ -44,9 +44,6 @@ extension PeftModel {
     plan.warnings += config.remarks(matching: plan.sites.map(\.path))
     return plan
   }
-
-  /// Modules that the task saves in full, which `all-linear` leaves out.
-  private func savedHeads(_ config: any TunerConfig) -> [String] { config.modulesToSave }
 
   private func match(
     _ config: any TunerConfig, _ tuner: any Tuner.Type, _ tying: WeightTying,
