@@ -122,7 +122,9 @@ static void gemm_general(const pk_gemm_task *t, float *scratch) {
   bool packs = t->ta ? n > 4 * VL : n > 2 * VL && t->lda % 1024 == 0;
   // B in place costs a pass over distant rows for each block of rows.
   bool inPlace = !t->tb && t->format == PK_F32 && m <= 2 * MR_TWO_ROWS;
-  size_t kBlocks = (k + GEMM_KC - 1) / GEMM_KC, mBlocks = (m + GEMM_MC - 1) / GEMM_MC;
+  // Rows in place may spill over the second-level cache a little: packing B once more costs more.
+  size_t mc = packs ? GEMM_MC : 2 * GEMM_MC;
+  size_t kBlocks = (k + GEMM_KC - 1) / GEMM_KC, mBlocks = (m + mc - 1) / mc;
   // A large B comes from memory.
   size_t size = t->format == PK_F32 ? 4 : 2;
   bool big = !inPlace && n * k * size > 1 << 17 && k >= 64;
