@@ -1,6 +1,53 @@
+import ArgumentParser
 import BLASKernels
-import Glibc
+import BenchClock
 import PEFT
+
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Darwin)
+  import Darwin
+#endif
+
+extension WeightPrecision: @retroactive ExpressibleByArgument {}
+
+/// What is measured, and over what base.
+struct Settings: ParsableArguments {
+  @Argument(help: "Folder of a language model.") var model: String
+  @Flag(help: "Random weights of the shape that config.json describes.") var random = false
+  @Option(help: "Adapters on the base.") var adapters = 100
+  @Option(help: "Precision of the base's weights.") var precision = WeightPrecision.float32
+  @Option(help: "Tokens of each prompt.") var tokens = 16
+  @Option(help: "Seconds for each kind of mixed batch.") var seconds = 4.0
+
+  func validate() throws {
+    guard adapters >= MixedBatch.rows else {
+      throw ValidationError("--adapters: a mixed batch takes at least \(MixedBatch.rows).")
+    }
+    guard tokens >= 1 else { throw ValidationError("--tokens: a prompt has at least one.") }
+  }
+}
+
+/// The batch in which each row has an adapter of its own.
+enum MixedBatch {
+  static let rows = 8
+}
+
+@main
+struct AdaptersBenchCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "adapters-bench",
+    abstract: "Many LoRA adapters on one base: injection, loading, memory, switching, mixtures.",
+    discussion: """
+      Every adapter has rank 8 and adapts every linear layer. Prints one JSON object; \
+      compare/adapters.py puts peft's figures beside it. Threads: OMP_NUM_THREADS.
+      """)
+  @OptionGroup var settings: Settings
+
+  func run() throws {
+    print(JSONValue.object(JSONObject(try AdaptersBench(settings).run())).text())
+  }
+}
 
 /// The measurements over one base.
 struct AdaptersBench {
@@ -8,7 +55,6 @@ struct AdaptersBench {
   let peft: PeftModel
   let model: any CausalLanguageModel
   let baseBytes: Int
-  let rows = 8
 
   init(_ settings: Settings) throws {
     self.settings = settings
@@ -104,9 +150,10 @@ struct AdaptersBench {
     ]
   }
 
-  /// Eight prompts in a batch, and eight rows that generate: without an adapter, all rows with one, each with its own.
+  /// Eight prompts in a batch, and eight rows that generate: without an adapter, all rows with one,
+  /// each with its own.
   private func mixedBatches() throws -> [(String, JSONValue)] {
-    let own = try peft.sequenceAdapters((0..<rows).map { "a\($0)" })
+    let own = try peft.sequenceAdapters((0..<MixedBatch.rows).map { "a\($0)" })
     let ways: [(name: String, active: [String], adapters: SequenceAdapters?)] = [
       ("base", [], nil), ("one", ["a0"], nil), ("mixed", ["a0"], own),
     ]
@@ -133,7 +180,9 @@ struct AdaptersBench {
   }
 
   private var prompts: [[Int32]] {
-    (0..<rows).map { row in (0..<settings.tokens).map { Int32(3 + (row * 31 + $0 * 7) % 400) } }
+    (0..<MixedBatch.rows).map { row in
+      (0..<settings.tokens).map { Int32(3 + (row * 31 + $0 * 7) % 400) }
+    }
   }
 
   private func seconds(of prompts: [[Int32]], adapters: SequenceAdapters?) throws -> Double {
@@ -151,4 +200,11 @@ struct AdaptersBench {
     _ = generation.next()
     return measure { while generation.next() != nil {} } / Double(steps)
   }
+}
+
+/// Bytes of memory that the process holds, files mapped included.
+private func residentBytes() -> Int {
+  guard let text = try? FileSystem.read("/proc/self/statm") else { return 0 }
+  let pages = String(decoding: text, as: UTF8.self).split(separator: " ")[1]
+  return (Int(pages) ?? 0) * Int(sysconf(Int32(_SC_PAGESIZE)))
 }

@@ -1,4 +1,5 @@
 import BLASKernels
+import BenchClock
 
 /// The ways to the eight leading singular vectors, for the linear layers of Qwen2-0.5B, and what all 168
 /// of them take together.
@@ -16,9 +17,7 @@ func benchmarkDecompositions() {
     let times = ways.map { way in
       // The whole decomposition takes so long that disturbances hardly count.
       (0..<(way.name == "whole" ? 1 : 3)).reduce(Double.infinity) { best, _ in
-        let start = now()
-        _ = try? way.run(matrix, m, n)
-        return min(best, now() - start)
+        min(best, measure { _ = try? way.run(matrix, m, n) })
       }
     }
     var line = pad("singular vectors of \(m)×\(n), \(count) times", 44)

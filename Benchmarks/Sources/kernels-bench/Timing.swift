@@ -1,11 +1,5 @@
+import BenchClock
 import Glibc
-
-/// Seconds on the monotonic clock.
-func now() -> Double {
-  var time = timespec()
-  clock_gettime(CLOCK_MONOTONIC, &time)
-  return Double(time.tv_sec) + Double(time.tv_nsec) * 1e-9
-}
 
 /// One way to do something.
 struct Contender {
