@@ -2,9 +2,11 @@
 """LoRA, DoRA, EDoRA and LoRA-XS on banking77 with MiniLM: test accuracy, trainable parameters, time
 and adapter size at each rank, for the best of some learning rates and several seeds.
 
-The first seed tries every learning rate; the other seeds run at the best of these. Every run adds one line
-to the file of results, and a run that has one is not repeated: stop and go on as you like, or run parts
-with --only. With --report a table (Markdown) and a plot (SVG) are made of what is there. See README.md.
+The first seed tries every learning rate; the other seeds run at the best of these. Ranks after the first
+start with the first one's best rate, so that every row is there early, and try the others in the end.
+Every run adds one line to the file of results, and a run that has one is not repeated: stop and go on as
+you like, or run parts with --only. With --report a table (Markdown) and a plot (SVG) are made of what is
+there. See README.md.
 """
 
 import argparse
@@ -13,7 +15,6 @@ import csv
 import json
 import math
 import os
-import statistics
 import sys
 import tempfile
 import threading
@@ -21,6 +22,8 @@ import time
 from pathlib import Path
 
 import measure
+import study_report
+from study_report import Group
 
 RANDOM = {"reconstruct_config": {"replacement_module_random_init": True}}
 # Name, method of `peft train`, its own settings, learning rates.
@@ -32,6 +35,9 @@ VARIANTS = [
     ("LoRA-XS", "lora-xs", {}, (3e-3, 1e-2, 3e-2)),
 ]
 BATCH = 32
+# What methods-bench measures for --times: the model's shape, and the tokens of a mean batch.
+SHAPE = Path(__file__).resolve().parents[2] / "Tests" / "Goldens" / "inspect" / "minilm-seq-cls"
+TOKENS = 471
 TARGETS = ["query", "key", "value", "dense"]
 
 
@@ -48,35 +54,45 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=0, help="steps of a run, for a quick look")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each run")
+    parser.add_argument("--times", type=Path, help="methods-bench; times a step of each and runs nothing")
     parser.add_argument("--report", type=Path, help="folder for table and plot; runs nothing")
     options = parser.parse_args()
-    if options.data is None and options.report is None:
+    if options.data is None and options.report is None and options.times is None:
         parser.error("--data is needed (or PEFT_TEST_DATA)")
     options.ranks = [int(rank) for rank in options.ranks.split(",")]
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
     return options
 
 
-def first_runs(options):
-    """Every rate at the first seed; what is done first says something by itself: the middle rates."""
-    for rank in options.ranks:
-        for place in (1, 0, 2):
-            for name, method, settings, rates in VARIANTS:
-                if not options.only or name in options.only.split(";"):
-                    yield name, method, settings, rank, rates[place], options.seeds[0]
-
-
-def other_runs(options):
-    """The best rate at the other seeds, of those whose rates have all been tried."""
+def plan(options):
+    """The runs in the order in which they say most, as far as what is done shows what is next."""
+    variants = [v for v in VARIANTS if not options.only or v[0] in options.only.split(";")]
+    first, *others = options.ranks
     rates = chosen_rates(options)
-    for seed in options.seeds[1:]:
-        for rank in options.ranks:
-            for name, method, settings, _ in VARIANTS:
-                if (name, rank) in rates and (not options.only or name in options.only.split(";")):
-                    yield name, method, settings, rank, rates[name, rank], seed
+    seeds = options.seeds
+
+    def every_rate(rank):
+        # The middle rates first.
+        for place in (1, 0, 2):
+            for name, method, settings, tried in variants:
+                yield name, method, settings, rank, tried[place], seeds[0]
+
+    def best_rate(rank, of, wanted):
+        for seed in wanted:
+            for name, method, settings, _ in variants:
+                if (name, of) in rates:
+                    yield name, method, settings, rank, rates[name, of], seed
+
+    yield from every_rate(first)
+    yield from best_rate(first, first, seeds[1:])
+    for rank in others:
+        yield from best_rate(rank, first, seeds)
+    for rank in others:
+        yield from every_rate(rank)
+    for rank in others:
+        yield from best_rate(rank, rank, seeds[1:])
 
 
-LOCK = threading.Lock()
 KEY = ("name", "rank", "rate", "seed", "epochs", "limit")
 
 
@@ -95,7 +111,7 @@ def read(options) -> list[dict]:
 def write(options, result: dict) -> None:
     """Adds a line, on a new one whatever the file ends with."""
     data = options.results.read_bytes() if options.results.is_file() else b""
-    with LOCK, open(options.results, "ab") as file:
+    with open(options.results, "ab") as file:
         if data and not data.endswith(b"\n"):
             file.write(b"\n")
         file.write(json.dumps(result).encode() + b"\n")
@@ -171,6 +187,35 @@ def header(path: Path) -> dict[str, list[int]]:
     return {key: value["shape"] for key, value in entries.items() if key != "__metadata__"}
 
 
+def times_file(options) -> Path:
+    return options.results.with_name(options.results.stem + "-times.json")
+
+
+def time_steps(options) -> None:
+    """The least time of a training step for each method and rank, two threads; the methods take turns."""
+    found = {}
+    methods = list(dict.fromkeys(method for _, method, *_ in VARIANTS))
+    for rank in options.ranks:
+        command = [options.times.resolve(), SHAPE, "--task", "classify", "--rows", TOKENS]
+        command += ["--rank", rank, "--rounds", 40, "--methods", ",".join(methods)]
+        seconds = measure.last_json(measure.run(command, 2).output)["training_step_seconds"]
+        found[rank] = {method: 1e3 * min(values) for method, values in seconds.items()}
+        print(rank, found[rank], flush=True)
+    times_file(options).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def step_milliseconds(options) -> dict[tuple[str, int], float]:
+    """What `time_steps` has found."""
+    if not times_file(options).is_file():
+        return {}
+    found = json.loads(times_file(options).read_text())
+    return {
+        (name, int(rank)): times[method]
+        for rank, times in found.items()
+        for name, method, *_ in VARIANTS
+    }
+
+
 def collect(options) -> list[dict]:
     return [
         row
@@ -205,141 +250,91 @@ def best(options) -> dict[tuple[str, int], list[dict]]:
     order = [name for name, *_ in VARIANTS]
     result = {}
     for key, rows in sorted(groups.items(), key=lambda g: (g[0][1], order.index(g[0][0]))):
-        rate = rates.get(key) or max(rows, key=lambda row: row["accuracy"])["rate"]
+        rate = rates.get(key) or rates.get((key[0], options.ranks[0]))
+        rate = rate or max(rows, key=lambda row: row["accuracy"])["rate"]
         result[key] = [row for row in rows if row["rate"] == rate]
-    return result
+    return {key: rows for key, rows in result.items() if rows}
 
 
-def write_report(options) -> None:
-    rows = collect(options)
-    if not rows:
-        sys.exit(f"no results of {options.epochs} epochs in {options.results}")
-    chosen = best(options)
-    options.report.mkdir(parents=True, exist_ok=True)
-    head = ["rank", "method", "rate", "seeds", "test accuracy", "trained", "training s", "file MB"]
-    lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
-    for (name, rank), group in chosen.items():
-        values = [100 * run["accuracy"] for run in group]
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        cells = [
-            str(rank),
-            name,
-            f"{group[0]['rate']:g}",
-            str(len(group)),
-            f"{statistics.fmean(values):.2f}{spread}",
-            f"{group[0]['trained']:,}",
-            f"{statistics.fmean(run['train_seconds'] for run in group):.0f}",
-            f"{group[0]['bytes'] / 1e6:.2f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    tried = sum(len(rates) for *_, rates in VARIANTS)
-    wanted = len(options.ranks) * (tried + len(VARIANTS) * (len(options.seeds) - 1))
-    if len(rows) < wanted:
-        lines.append(f"\n{len(rows)} of {wanted} runs are done.")
-    (options.report / "methods.md").write_text("\n".join(lines) + "\n")
-    (options.report / "methods.svg").write_text(plot(chosen))
-    print("\n".join(lines))
+class Workers:
+    """Threads that take the next run of the plan until none is left."""
 
+    def __init__(self, options) -> None:
+        self.options = options
+        self.start = time.monotonic()
+        self.changed = threading.Condition()
+        self.running: set[tuple] = set()
 
-def plot(chosen: dict[tuple[str, int], list[dict]]) -> str:
-    """Accuracy against trained parameters, on a logarithmic axis; a point for each seed, a ring for the
-    mean."""
-    width, height, left, right, top, bottom = 720, 420, 64, 190, 24, 52
-    colours = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e"]
-    counts = [group[0]["trained"] for group in chosen.values()]
-    values = [100 * run["accuracy"] for group in chosen.values() for run in group]
-    low, high = math.floor(math.log10(min(counts))), math.ceil(math.log10(max(counts)))
-    high = max(high, low + 1)
-    floor, ceiling = math.floor(min(values) * 2) / 2, math.ceil(max(values) * 2) / 2
-    ceiling = max(ceiling, floor + 0.5)
+    def run(self) -> None:
+        with concurrent.futures.ThreadPoolExecutor(self.options.jobs) as pool:
+            for worker in [pool.submit(self.work) for _ in range(self.options.jobs)]:
+                worker.result()
+        if self.time_is_up():
+            print("time is up; run again to go on")
 
-    def x(count: float) -> float:
-        return left + (math.log10(count) - low) / (high - low) * (width - left - right)
+    def time_is_up(self) -> bool:
+        minutes = self.options.minutes
+        return bool(minutes) and time.monotonic() - self.start > 60 * minutes
 
-    def y(value: float) -> float:
-        return top + (ceiling - value) / (ceiling - floor) * (height - top - bottom)
+    def next(self):
+        """The first run that is neither done nor under way; waits for those under way where only they
+        can show what is next."""
+        while not self.time_is_up():
+            done = {tuple(row[key] for key in KEY) for row in read(self.options)}
+            for wanted in plan(self.options):
+                key = self.key(wanted)
+                if key not in done and key not in self.running:
+                    return wanted
+            if not self.running:
+                break
+            self.changed.wait()
+        return None
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-    ]
-    for power in range(low, high + 1):
-        at = x(10**power)
-        parts.append(
-            f'<line x1="{at:.1f}" y1="{top}" x2="{at:.1f}" y2="{height - bottom}" stroke="#ddd"/>'
-            f'<text x="{at:.1f}" y="{height - bottom + 18}" text-anchor="middle">{10**power:,}</text>'
-        )
-    steps = max(1, round((ceiling - floor) / 6 * 2)) / 2
-    value = floor
-    while value <= ceiling + 1e-9:
-        parts.append(
-            f'<line x1="{left}" y1="{y(value):.1f}" x2="{width - right}" y2="{y(value):.1f}" '
-            f'stroke="#ddd"/><text x="{left - 8}" y="{y(value) + 4:.1f}" '
-            f'text-anchor="end">{value:.1f}</text>'
-        )
-        value += steps
-    parts.append(
-        f'<text x="{(left + width - right) / 2}" y="{height - 10}" text-anchor="middle">'
-        "trained parameters without the head</text>"
-        f'<text transform="translate(16 {(top + height - bottom) / 2}) rotate(-90)" '
-        'text-anchor="middle">test accuracy, %</text>'
-    )
-    names = [name for name, *_ in VARIANTS]
-    for (name, rank), group in chosen.items():
-        colour = colours[names.index(name)]
-        at = x(group[0]["trained"])
-        mean = statistics.fmean(100 * run["accuracy"] for run in group)
-        for run in group:
-            parts.append(
-                f'<circle cx="{at:.1f}" cy="{y(100 * run["accuracy"]):.1f}" r="2.5" '
-                f'fill="{colour}"/>'
-            )
-        parts.append(
-            f'<circle cx="{at:.1f}" cy="{y(mean):.1f}" r="6" fill="none" stroke="{colour}" '
-            f'stroke-width="2"/><text x="{at + 9:.1f}" y="{y(mean) - 7:.1f}" fill="{colour}">'
-            f"r {rank}</text>"
-        )
-    for place, name in enumerate(names):
-        parts.append(
-            f'<circle cx="{width - right + 24}" cy="{top + 12 + 20 * place}" r="5" '
-            f'fill="{colours[place]}"/><text x="{width - right + 36}" '
-            f'y="{top + 16 + 20 * place}">{name}</text>'
-        )
-    return "\n".join(parts) + "\n</svg>\n"
+    def key(self, wanted) -> tuple:
+        name, _, _, rank, rate, seed = wanted
+        return name, rank, rate, seed, self.options.epochs, self.options.limit
+
+    def work(self) -> None:
+        while True:
+            with self.changed:
+                wanted = self.next()
+                if wanted is None:
+                    return
+                self.running.add(self.key(wanted))
+            result = None
+            try:
+                result = run(self.options, *wanted)
+            finally:
+                with self.changed:
+                    if result:
+                        write(self.options, result)
+                    self.running.remove(self.key(wanted))
+                    self.changed.notify_all()
+            name, _, _, rank, rate, seed = wanted
+            print(
+                f"{name}, r {rank}, rate {rate:g}, seed {seed}: {100 * result['accuracy']:.2f} % in "
+                f"{result['train_seconds']:.0f} s", flush=True,
+            )  # fmt: skip
 
 
 def main() -> None:
     options = parse()
     if options.report:
-        write_report(options)
+        chosen = best(options)
+        if not chosen:
+            sys.exit(f"no results of {options.epochs} epochs in {options.results}")
+        groups = [
+            Group(*key, rows, key in chosen_rates(options), step_milliseconds(options).get(key))
+            for key, rows in chosen.items()
+        ]
+        study_report.write(options.report, groups)
+        return
+    if options.times:
+        time_steps(options)
         return
     options.data = options.data.resolve()
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-
-    def one(wanted) -> None:
-        if options.minutes and time.monotonic() - start > 60 * options.minutes:
-            return
-        name, method, settings, rank, rate, seed = wanted
-        result = run(options, name, method, settings, rank, rate, seed)
-        write(options, result)
-        print(
-            f"{name}, r {rank}, rate {rate:g}, seed {seed}: {100 * result['accuracy']:.2f} % in "
-            f"{result['train_seconds']:.0f} s", flush=True,
-        )  # fmt: skip
-
-    for part in (first_runs, other_runs):
-        done = {tuple(row[key] for key in KEY) for row in read(options)}
-        wanted = [
-            (name, method, settings, rank, rate, seed)
-            for name, method, settings, rank, rate, seed in part(options)
-            if (name, rank, rate, seed, options.epochs, options.limit) not in done
-        ]
-        with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(one, wanted))
-    if options.minutes and time.monotonic() - start > 60 * options.minutes:
-        print("time is up; run again to go on")
+    Workers(options).run()
 
 
 if __name__ == "__main__":
