@@ -5,8 +5,8 @@ and adapter size at each rank, for the best of some learning rates and several s
 The first seed tries every learning rate; the other seeds run at the best of these. Ranks after the first
 start with the first one's best rate, so that every row is there early, and try the others in the end.
 Every run adds one line to the file of results, and a run that has one is not repeated: stop and go on as
-you like, or run parts with --only. With --report a table (Markdown) and a plot (SVG) are made of what is
-there. See README.md.
+you like, or run parts with --only. With --report a table and a plot (SVG) are made of what is there. See
+README.md.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each run")
     parser.add_argument("--times", type=Path, help="methods-bench; times a step of each and runs nothing")
-    parser.add_argument("--report", type=Path, help="folder for table and plot; runs nothing")
+    parser.add_argument("--report", type=Path, help="page that gets the table, and the plot beside it; runs nothing")
     options = parser.parse_args()
     if options.data is None and options.report is None and options.times is None:
         parser.error("--data is needed (or PEFT_TEST_DATA)")

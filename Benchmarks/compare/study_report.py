@@ -1,7 +1,8 @@
-"""The table (Markdown) and the plot (SVG) of the study that methods_study.py makes."""
+"""The table (in a Markdown page) and the plot (SVG) of the study that methods_study.py makes."""
 
 import math
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +24,19 @@ class Group:
         return [100 * run["accuracy"] for run in self.runs]
 
 
-def write(folder: Path, groups: list[Group]) -> None:
-    """Writes methods.md and methods.svg, and prints the table."""
-    folder.mkdir(parents=True, exist_ok=True)
+BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
+
+
+def write(page: Path, groups: list[Group]) -> None:
+    """Puts the table between the marks of a page and the plot beside it, and prints the table."""
+    old = page.read_text() if page.is_file() else ""
+    before, begin, rest = old.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        sys.exit(f"{page}: no lines {BEGIN.strip()} and {END.strip()} for the table to go between")
     text = table(groups)
-    (folder / "methods.md").write_text(text)
-    (folder / "methods.svg").write_text(plot(groups))
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+    page.with_name("methods.svg").write_text(plot(groups))
     print(text, end="")
 
 

@@ -203,7 +203,8 @@ public enum LAPACK {
     guard VectorMath.allFinite(x) else {
       throw PEFTError(
         .numericalFailure,
-        "a \(m)×\(n) matrix that is to be decomposed has infinite or NaN elements")
+        "a \(m)×\(n) matrix that is to be decomposed has infinite or NaN elements",
+        remedy: "Look for the broken weight, or start the adapter without a decomposition.")
     }
   }
 }

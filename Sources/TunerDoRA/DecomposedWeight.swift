@@ -2,6 +2,7 @@ import NN
 import PEFTCore
 import PEFTSupport
 import Tensors
+import TunerLoRA
 
 /// The magnitude and the direction of one weight-decomposed adapter on one host: knows the column
 /// scale g = m/‖W + s·P·A‖ and what it is made of, and computes each part again only after what it
@@ -238,11 +239,7 @@ package final class DecomposedWeight {
   package func addDelta(
     rows: Range<Int>, to block: inout Tensor, base: any WeightMatrix
   ) throws(PEFTError) {
-    guard groups == 1 else {
-      throw PEFTError(
-        .unsupported, "Merging is not supported for _ConvNd layers with groups > 1!",
-        remedy: "Keep the adapter unmerged, or do not target this layer.")
-    }
+    guard groups == 1 else { throw PEFTError.mergesGroups }
     let factors = mergeFactors(rows, base)
     let (a, outer) = withoutGradients { (change.aMatrix(), change.outerMatrix()) }
     let scaledOuter = outer.scalingRows(by: factors)

@@ -133,12 +133,7 @@ final class LoRALayer: ScaledLayer {
       let columns = selectColumns(a.value, rows.map { Int32($0) })
       return block.addProduct(columns, b.value, scale: Float(scaling))
     }
-    guard groups == 1 else {
-      // A sees all channels, so the sum of base and change is no grouped convolution.
-      throw PEFTError(
-        .unsupported, "Merging is not supported for _ConvNd layers with groups > 1!",
-        remedy: "Keep the adapter unmerged, or do not target this layer.")
-    }
+    guard groups == 1 else { throw PEFTError.mergesGroups }
     // Rows of s·B·A; addProduct multiplies by a transpose, and A is small.
     block.addProduct(
       b.value.asMatrix.rowRange(rows), a.value.asMatrix.transposed(), scale: Float(scaling))
@@ -179,4 +174,12 @@ struct LoRADispatcher: Dispatcher {
     default: return nil
     }
   }
+}
+
+extension PEFTError {
+  /// A merge into a convolution with groups: A sees all channels, so the sum of base and change is no
+  /// grouped convolution.
+  package static let mergesGroups = PEFTError(
+    .unsupported, "Merging is not supported for _ConvNd layers with groups > 1!",
+    remedy: "Keep the adapter unmerged, or do not target this layer.")
 }

@@ -111,15 +111,12 @@ extension PeftModel {
   public func add(
     _ name: String, _ state: AdapterValues, allowingFresh: Bool = false
   ) throws(PEFTError) -> TargetReport {
-    let wasReplicated = isReplicated
-    let report = try add(
-      name, any: try registry.config(state.config), seed: 0,
-      from: AdapterOrigin(existed: true, isLoading: !allowingFresh))
-    try fill(name, wasReplicated: wasReplicated) { () throws(PEFTError) in
+    let origin = AdapterOrigin(existed: true, isLoading: !allowingFresh)
+    return try add(name, any: try registry.config(state.config), from: origin) {
+      () throws(PEFTError) in
       let loaded = try loadTensors(try state.table, into: name, strict: false)
       try check(loaded, of: try record(name), allowingFresh: allowingFresh)
-    }
-    return report
+    }.target
   }
 
   private func check(

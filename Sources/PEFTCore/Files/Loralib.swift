@@ -38,21 +38,19 @@ extension PeftModel {
         config.modulesToSave.append(module)
       }
     }
-    let wasReplicated = isReplicated
-    do {
-      if config.targets.modules == nil {
+    if config.targets.modules == nil {
+      do {
         let paths = try sites(namedBy: factors).map { hosts[$0].path }
         config.targets.modules = .list(shortened(paths))
+      } catch {
+        throw error.located(at: path)
       }
-      _ = try add(
-        name, any: config, seed: 0, from: AdapterOrigin(stateKeys: factors, isLoading: true))
-    } catch {
-      throw error.located(at: path)
     }
-    return try fill(name, wasReplicated: wasReplicated) { () throws(PEFTError) in
+    let origin = AdapterOrigin(stateKeys: factors, isLoading: true)
+    return try add(name, any: config, from: origin, path: path) { () throws(PEFTError) in
       try loadTensors(
         file, into: name, strict: true, form: .loralib, ignoringMismatchedSizes: false)
-    }
+    }.filled
   }
 
   /// The last components of paths, if no other layer has one of them; else the paths.

@@ -124,16 +124,26 @@ extension PeftModel {
     selection.remove(name)
   }
 
-  /// Gives values to an adapter that was just added; when they do not fit, it is taken off again.
+  /// Adds an adapter and gives it its values; when they do not fit, it is taken off again.
   ///
   /// - Parameters:
-  ///   - name: The adapter.
-  ///   - wasReplicated: Whether the model's stack of layers was another one before it was added.
-  ///   - body: Gives the values.
-  func fill<Result>(
-    _ name: String, wasReplicated: Bool, _ body: () throws(PEFTError) -> Result
-  ) throws(PEFTError) -> Result {
-    do throws(PEFTError) { return try body() } catch {
+  ///   - name: Unique on this model.
+  ///   - config: Its settings.
+  ///   - origin: Where its values come from.
+  ///   - path: The file of the settings, which errors about them name.
+  ///   - fill: Gives the values.
+  func add<Result>(
+    _ name: String, any config: any TunerConfig, from origin: AdapterOrigin, path: String? = nil,
+    fill: () throws(PEFTError) -> Result
+  ) throws(PEFTError) -> (target: TargetReport, filled: Result) {
+    let wasReplicated = isReplicated
+    let target: TargetReport
+    do {
+      target = try add(name, any: config, seed: 0, from: origin)
+    } catch {
+      throw path.map { error.located(at: $0) } ?? error
+    }
+    do throws(PEFTError) { return (target, try fill()) } catch {
       takeOff(name)
       if !wasReplicated, isReplicated { undoReplication() }
       throw error

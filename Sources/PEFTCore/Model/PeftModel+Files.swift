@@ -35,23 +35,20 @@ extension PeftModel {
     _ folder: AdapterFolder, as name: String = "default", strict: Bool = true,
     isTrainable: Bool = true, initial: (any TensorFile)? = nil
   ) throws(PEFTError) -> LoadReport {
-    let target: TargetReport
-    let wasReplicated = isReplicated
-    do {
-      var config = try registry.config(of: folder)
-      config.isInference = !isTrainable
-      target = try add(
-        name, any: config, seed: 0,
-        from: AdapterOrigin(
-          fileKeys: Set(folder.tensors.names), references: initial ?? folder.references,
-          existed: true, isLoading: strict))
-    } catch {
+    var config: any TunerConfig
+    do { config = try registry.config(of: folder) } catch {
       throw error.located(at: folder.configPath)
     }
-    var report = try fill(name, wasReplicated: wasReplicated) { () throws(PEFTError) in
+    config.isInference = !isTrainable
+    let origin = AdapterOrigin(
+      fileKeys: Set(folder.tensors.names), references: initial ?? folder.references,
+      existed: true, isLoading: strict)
+    let added = try add(name, any: config, from: origin, path: folder.configPath) {
+      () throws(PEFTError) in
       try loadTensors(folder.tensors, into: name, strict: strict)
     }
-    report.warnings = target.warnings + report.warnings
+    var report = added.filled
+    report.warnings = added.target.warnings + report.warnings
     warnings = report.warnings
     return report
   }

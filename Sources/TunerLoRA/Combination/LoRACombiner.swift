@@ -192,7 +192,8 @@ struct LoRACombiner {
         .unsupported,
         "Cannot add weighted adapters if they target the same module with modules_to_save, but "
           + "found \(shared.count) such instance(s).",
-        remedy: "Shared: \(shared.joined(separator: ", ")).")
+        remedy: "Leave out all but one of the adapters that hold \(shared.joined(separator: ", "))."
+      )
     }
     for path in owners.keys.sorted() {
       if let adapted = paths.first(where: { $0 == path || $0.hasPrefix(path + ".") }) {
