@@ -4,8 +4,8 @@ import CKernels
 enum OwnGEMM {
   /// Whether the own kernels beat a library. The bounds are measured (see Benchmarks, kernels-bench): the libraries
   /// lose on narrow products, which LoRA is made of, and in a training step on products of some hundred rows with a
-  /// weight of up to 600,000 elements, where a core that is slower for a moment holds up their equal shares;
-  /// and on products of fewer rows with a larger weight, of which packing takes a good part.
+  /// weight, where a core that is slower for a moment holds up their equal shares; and the fewer rows meet a
+  /// large weight, the better part of it packing takes.
   static func isFaster(
     _ ta: Bool, _ tb: Bool, _ m: Int, _ n: Int, _ k: Int, than backend: GEMMBackend
   ) -> Bool {
@@ -14,7 +14,7 @@ enum OwnGEMM {
     if ta { return n <= 16 }
     if n <= 128 || k <= 64 { return tb || n <= 64 || k <= 16 && n >= 1024 || backend == .openBLAS }
     guard backend == .oneDNN else { return false }
-    return n * k <= 600_000 ? m >= 192 && m <= 1024 : m >= 48 && m <= 256
+    return m >= (n * k <= 600_000 ? 192 : 48) && m <= 1024
   }
 
   /// Whether B is large beside A, so that it is worth reading in place and once.
@@ -30,7 +30,9 @@ enum OwnGEMM {
     let (m, n, k) = (task.m, task.n, task.k)
     let work = 2 * m * n * k + 16 * (m * n + m * k + n * k)
     guard Parallel.threadCount > 1, work >= 4_000_000 else { return runPart(task, 0..<m, 0..<n) }
-    let parts = min(Parallel.mostParts, work / 1_000_000)
+    // Wide products are cut finer, for cores of different speed: it costs them nothing.
+    let most = n >= 1024 ? 2 * Parallel.mostParts : Parallel.mostParts
+    let parts = min(most, work / 1_000_000)
     // Columns first: parts share A, which lies in the cache, and each packs its own of B.
     let byColumns = max(1, min(parts, n / 64))
     let byRows = max(1, min(parts / byColumns, m / 16))

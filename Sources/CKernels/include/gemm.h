@@ -41,7 +41,7 @@ typedef struct {
 enum { PK_GEMM_SCRATCH = PK_GEMM_KC * (PK_GEMM_MC + 32) };
 
 /// The most rows of A, and the most of the summed extent, that pk_gemm_stream takes at once.
-enum { PK_STREAM_ROWS = 1024, PK_STREAM_KC = 256 };
+enum { PK_STREAM_ROWS = 256, PK_STREAM_KC = 256 };
 /// The blocks of the summed extent that A is packed in.
 static inline size_t pk_gemm_stream_blocks(size_t k) { return (k + PK_STREAM_KC - 1) / PK_STREAM_KC; }
 /// The floats of a packed A: rows are padded to whole vectors.
