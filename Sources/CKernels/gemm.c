@@ -2,6 +2,7 @@
 
 #include <cblas.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "parallel.h"
@@ -12,7 +13,8 @@
 bool pk_has_onednn(void) { return true; }
 
 // One matmul primitive for one problem; the cache below keeps the most recent. Making one generates code, which takes
-// about 0.4 ms; packed batches bring a new m at nearly every step, so the cache holds a few hundred.
+// about 0.4 ms; packed batches bring a new m at nearly every step, so the cache holds a thousand. Its scratchpad is the
+// calling thread's: a primitive with one of its own must not run on two threads at once.
 typedef struct {
   size_t m, n, k, lda, ldb, ldc;
   dnnl_data_type_t type;
@@ -23,7 +25,8 @@ typedef struct {
 typedef struct {
   matmul_key key;
   dnnl_primitive_t primitive;
-  dnnl_memory_desc_t a, b, c;
+  dnnl_memory_desc_t a, b, c, scratchpad;
+  size_t scratchpad_size;
   uint64_t used;
   int users;
 } matmul_entry;
@@ -43,14 +46,20 @@ static bool make_desc(dnnl_memory_desc_t *desc, size_t rows, size_t columns, siz
 }
 
 static void drop_desc(dnnl_memory_desc_t *desc) {
-  dnnl_memory_desc_destroy(*desc);
+  if (*desc) dnnl_memory_desc_destroy(*desc);
   *desc = NULL;
+}
+
+static bool find_scratchpad(matmul_entry *e, const_dnnl_primitive_desc_t pd) {
+  const_dnnl_memory_desc_t desc = dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
+  e->scratchpad_size = desc ? dnnl_memory_desc_get_size(desc) : 0;
+  return e->scratchpad_size == 0 || dnnl_memory_desc_clone(&e->scratchpad, desc) == dnnl_success;
 }
 
 static bool make_primitive(matmul_entry *e, const_dnnl_primitive_attr_t attr) {
   dnnl_primitive_desc_t pd;
   if (dnnl_matmul_primitive_desc_create(&pd, engine, e->a, e->b, NULL, e->c, attr) != dnnl_success) return false;
-  bool ok = dnnl_primitive_create(&e->primitive, pd) == dnnl_success;
+  bool ok = find_scratchpad(e, pd) && dnnl_primitive_create(&e->primitive, pd) == dnnl_success;
   dnnl_primitive_desc_destroy(pd);
   return ok;
 }
@@ -73,12 +82,19 @@ static bool make_desc(dnnl_memory_desc_t *desc, size_t rows, size_t columns, siz
 
 static void drop_desc(dnnl_memory_desc_t *desc) { (void)desc; }
 
+static bool find_scratchpad(matmul_entry *e, const_dnnl_primitive_desc_t pd) {
+  const dnnl_memory_desc_t *desc = dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
+  e->scratchpad_size = desc ? dnnl_memory_desc_get_size(desc) : 0;
+  if (e->scratchpad_size > 0) e->scratchpad = *desc;
+  return true;
+}
+
 static bool make_primitive(matmul_entry *e, const_dnnl_primitive_attr_t attr) {
   dnnl_matmul_desc_t desc;
   if (dnnl_matmul_desc_init(&desc, &e->a, &e->b, NULL, &e->c) != dnnl_success) return false;
   dnnl_primitive_desc_t pd;
   if (dnnl_primitive_desc_create(&pd, &desc, attr, engine, NULL) != dnnl_success) return false;
-  bool ok = dnnl_primitive_create(&e->primitive, pd) == dnnl_success;
+  bool ok = find_scratchpad(e, pd) && dnnl_primitive_create(&e->primitive, pd) == dnnl_success;
   dnnl_primitive_desc_destroy(pd);
   return ok;
 }
@@ -92,12 +108,12 @@ static bool make_memory(dnnl_memory_t *memory, dnnl_memory_desc_t *desc, void *d
 #endif
 
 static void drop_entry(matmul_entry *e) {
-  if (!e->primitive) return;
-  dnnl_primitive_destroy(e->primitive);
+  if (e->primitive) dnnl_primitive_destroy(e->primitive);
   e->primitive = NULL;
   drop_desc(&e->a);
   drop_desc(&e->b);
   drop_desc(&e->c);
+  drop_desc(&e->scratchpad);
 }
 
 static bool fill_entry(matmul_entry *e, const matmul_key *key) {
@@ -108,8 +124,8 @@ static bool fill_entry(matmul_entry *e, const matmul_key *key) {
   if (!make_desc(&e->c, key->m, key->n, key->ldc, 1, dnnl_f32)) return false;
   dnnl_primitive_attr_t attr;
   if (dnnl_primitive_attr_create(&attr) != dnnl_success) return false;
-  bool ok = true;
-  if (key->accumulate) {
+  bool ok = dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user) == dnnl_success;
+  if (ok && key->accumulate) {
     dnnl_post_ops_t ops;
     ok = dnnl_post_ops_create(&ops) == dnnl_success;
     if (ok) {
@@ -148,7 +164,7 @@ static matmul_entry *take_entry(const matmul_key *key) {
     if (fill_entry(oldest, key))
       found = oldest;
     else
-      oldest->primitive = NULL;
+      drop_entry(oldest);
   }
   if (found) {
     found->users++;
@@ -162,6 +178,19 @@ static void release_entry(matmul_entry *e) {
   pthread_mutex_lock(&cache_lock);
   e->users--;
   pthread_mutex_unlock(&cache_lock);
+}
+
+// The calling thread's scratchpad, of at least so many bytes.
+static void *thread_scratchpad(size_t size) {
+  static _Thread_local void *memory;
+  static _Thread_local size_t capacity;
+  if (size > capacity) {
+    free(memory);
+    capacity = 0;
+    if (posix_memalign(&memory, 4096, size) != 0) memory = NULL;
+    if (memory) capacity = size;
+  }
+  return memory;
 }
 
 static dnnl_stream_t thread_stream(void) {
@@ -180,16 +209,23 @@ static bool run_matmul(dnnl_data_type_t type, bool ta, bool tb, size_t m, size_t
   matmul_entry *e = take_entry(&key);
   if (!e) return false;
   dnnl_stream_t stream = thread_stream();
-  dnnl_memory_t ma = NULL, mb = NULL, mc = NULL;
+  dnnl_memory_t ma = NULL, mb = NULL, mc = NULL, ms = NULL;
   bool ok =
       stream && make_memory(&ma, &e->a, (void *)a) && make_memory(&mb, &e->b, (void *)b) && make_memory(&mc, &e->c, c);
+  bool scratch = e->scratchpad_size > 0;
+  if (ok && scratch) {
+    void *memory = thread_scratchpad(e->scratchpad_size);
+    ok = memory && make_memory(&ms, &e->scratchpad, memory);
+  }
   if (ok) {
-    dnnl_exec_arg_t arguments[3] = {{DNNL_ARG_SRC, ma}, {DNNL_ARG_WEIGHTS, mb}, {DNNL_ARG_DST, mc}};
-    ok = dnnl_primitive_execute(e->primitive, stream, 3, arguments) == dnnl_success && dnnl_stream_wait(stream) == dnnl_success;
+    dnnl_exec_arg_t arguments[4] = {{DNNL_ARG_SRC, ma}, {DNNL_ARG_WEIGHTS, mb}, {DNNL_ARG_DST, mc}, {DNNL_ARG_SCRATCHPAD, ms}};
+    ok = dnnl_primitive_execute(e->primitive, stream, scratch ? 4 : 3, arguments) == dnnl_success &&
+         dnnl_stream_wait(stream) == dnnl_success;
   }
   if (ma) dnnl_memory_destroy(ma);
   if (mb) dnnl_memory_destroy(mb);
   if (mc) dnnl_memory_destroy(mc);
+  if (ms) dnnl_memory_destroy(ms);
   release_entry(e);
   return ok;
 }

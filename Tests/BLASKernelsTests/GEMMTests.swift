@@ -117,6 +117,31 @@ extension Kernels {
       }
     }
 
+    /// Products that go to a library, several at a time: they must not share its scratch memory.
+    @Test func libraryProductsAtOnce() {
+      let (count, m, n, k) = (8, 256, 64, 256)
+      let (a, b) = (numbers(count * k * m, seed: 1), numbers(count * k * n, seed: 2))
+      let expected = (0..<count).map { i in
+        ExpectedProduct(
+          .yes, .no, m, n, k, 1, Array(a[i * k * m..<(i + 1) * k * m]), m,
+          Array(b[i * k * n..<(i + 1) * k * n]), n, 0, [], n)
+      }
+      withThreads(4) {
+        for backend in GEMMBackend.available {
+          for _ in 0..<10 {
+            let c = MutableSlice<Float>(repeating: .nan, count: count * m * n)
+            BLAS.batchedGEMM(
+              .yes, .no, count: count, m: m, n: n, k: k, Slice(a), strideA: k * m, Slice(b),
+              strideB: k * n, into: c, strideC: m * n, backend: backend)
+            for i in 0..<count {
+              let part = c.readOnly[i * m * n..<(i + 1) * m * n].array
+              #expect(expected[i].error(part) < 2e-6, "\(backend), product \(i)")
+            }
+          }
+        }
+      }
+    }
+
     @Test func sameBitsInEveryRun() {
       let (m, n, k) = (450, 8, 384)
       let (a, b) = (Slice(numbers(m * k, seed: 1)), Slice(numbers(n * k, seed: 2)))
