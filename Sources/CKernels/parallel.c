@@ -11,7 +11,6 @@
 #if defined(__linux__)
 // libgomp's stable ABI; Swift's clang ships no omp.h and no libomp.
 extern void GOMP_parallel(void (*fn)(void *), void *data, unsigned threads, unsigned flags);
-extern int omp_get_thread_num(void);
 extern int omp_in_parallel(void);
 extern void omp_set_num_threads(int threads);
 
@@ -23,19 +22,16 @@ typedef struct {
 } region;
 
 // A thread takes the next chunk when it is done with one: where cores differ in speed, or are shared, no one waits long.
+// Nor does it matter how many threads there are: OMP_THREAD_LIMIT and OMP_DYNAMIC can make them fewer than were asked for.
 static void run_region(void *data) {
   region *r = data;
-  size_t chunk = (size_t)omp_get_thread_num();
-  while (chunk < r->chunks) {
-    r->body(r->context, chunk);
-    chunk = __atomic_fetch_add(&r->next, 1, __ATOMIC_RELAXED);
-  }
+  for (size_t chunk; (chunk = __atomic_fetch_add(&r->next, 1, __ATOMIC_RELAXED)) < r->chunks;) r->body(r->context, chunk);
 }
 
 void pk_parallel(int threads, size_t chunks, void (*body)(void *, size_t), void *context) {
   if ((size_t)threads > chunks) threads = (int)chunks;
   if (threads > 1 && !omp_in_parallel()) {
-    region r = {body, context, chunks, (size_t)threads};
+    region r = {body, context, chunks, 0};
     GOMP_parallel(run_region, &r, (unsigned)threads, 0);
   } else {
     for (size_t chunk = 0; chunk < chunks; chunk++) body(context, chunk);

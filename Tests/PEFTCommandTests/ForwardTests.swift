@@ -99,6 +99,27 @@ struct ForwardTests {
     }
   }
 
+  /// OpenMP may give fewer threads than the tool asks for.
+  @Test(arguments: [["OMP_THREAD_LIMIT": "1"], ["OMP_MAX_ACTIVE_LEVELS": "0"]])
+  func limitsOnThreadsChangeNothing(_ limit: [String: String]) throws {
+    let folder = try TemporaryFolder()
+    let ids = (0..<4 * 40).map { Int64($0 * 7 % 90 + 1) }
+    let input = folder.file("input.safetensors")
+    try SafetensorsWriter.write(
+      [SafetensorsItem("input_ids", shape: [4, 40], integers: ids)], to: input)
+    var outputs: [Tensor] = []
+    for variables in [[:], limit] {
+      let output = folder.file("out\(outputs.count).safetensors")
+      try Tool.succeed(
+        [
+          "forward", "--model", golden("llama/model"), "--input", input, "--output", output,
+          "--threads", "4",
+        ], variables)
+      outputs.append(try SafetensorsFile(output).tensor("logits"))
+    }
+    #expect(relativeError(outputs[1], outputs[0]) < 1e-5)
+  }
+
   @Test func bfloat16IsNear() throws {
     let folder = try TemporaryFolder()
     let output = folder.file("out.safetensors")

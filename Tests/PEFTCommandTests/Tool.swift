@@ -12,9 +12,10 @@ struct Tool {
     var errors: String
   }
 
-  /// Runs the tool with arguments and waits.
-  static func run(_ arguments: [String]) throws -> Outcome {
+  /// Runs the tool with arguments, and variables added to the environment, and waits.
+  static func run(_ arguments: [String], _ variables: [String: String] = [:]) throws -> Outcome {
     let process = Process()
+    process.environment = ProcessInfo.processInfo.environment.merging(variables) { $1 }
     process.executableURL = binary
     process.arguments = arguments
     process.standardInput = FileHandle.nullDevice
@@ -33,8 +34,10 @@ struct Tool {
 
   /// Runs the tool and requires success.
   @discardableResult
-  static func succeed(_ arguments: [String]) throws -> Outcome {
-    let outcome = try run(arguments)
+  static func succeed(
+    _ arguments: [String], _ variables: [String: String] = [:]
+  ) throws -> Outcome {
+    let outcome = try run(arguments, variables)
     try #require(outcome.status == 0, "\(arguments.joined(separator: " ")): \(outcome.errors)")
     return outcome
   }
