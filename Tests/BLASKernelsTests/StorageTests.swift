@@ -40,6 +40,32 @@ extension Kernels {
       }
     }
 
+    /// A run whose batches grow and shrink: sets of blocks of ever other sizes.
+    @Test func sizesThatChangeShareBlocks() {
+      let pool = StoragePool()
+      var sizes: [Int] = []
+      var size = 50_000.0
+      while size < 3_000_000 {
+        sizes.append(Int(size))
+        size *= 1.07
+      }
+      for size in sizes + sizes.reversed() + sizes {
+        let blocks = (0..<5).map { _ in pool.take(size) }
+        for block in blocks { pool.give(block.address, class: block.blockClass) }
+        let statistics = pool.statistics
+        #expect(statistics.liveBytes == 0)
+        #expect(statistics.pooledBytes <= 2 * statistics.peakLiveBytes)
+      }
+      // The second and third time through, nothing near the largest size is asked for again.
+      let before = pool.statistics.missCount
+      for size in sizes.suffix(8).shuffled() {
+        let blocks = (0..<5).map { _ in pool.take(size) }
+        for block in blocks { pool.give(block.address, class: block.blockClass) }
+      }
+      #expect(pool.statistics.missCount == before)
+      pool.trim()
+    }
+
     @Test func trimmingEmptiesThePool() {
       _ = Storage.allocate(byteCount: 12_345)
       #expect(Storage.statistics.pooledBytes > 0)
