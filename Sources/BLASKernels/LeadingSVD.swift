@@ -59,8 +59,8 @@ extension LAPACK {
         VectorMath.scale(Float(1 / length), row.readOnly, into: row)
       }
     }
-    // A matrix of a lower rank has no such vectors.
-    guard result.s.pointer[rank - 1] > 1e-6 * result.s.pointer[0] else {
+    // A matrix of a lower rank has no such vectors, and near that the images of the others are inexact.
+    guard result.s.pointer[rank - 1] > 1e-3 * result.s.pointer[0] else {
       return try svd(matrix, m: m, n: n).leading(rank, m, n)
     }
     fixSigns(result, m, n)

@@ -10,6 +10,10 @@ enum { ATTENTION_DEPTH = PK_ATTENTION_DEPTH };
 // C[m,n] = alpha op(A) B + beta C on strided rows; `spare` holds a panel of ATTENTION_DEPTH rows.
 static void product(bool byColumns, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float alpha,
                     float beta, float *c, size_t ldc, float *spare) {
+  // A sum of nothing: without keys.
+  if (k == 0)
+    for (size_t i = 0; i < m; i++)
+      for (size_t j = 0; j < n; j++) c[i * ldc + j] = beta == 0.0f ? 0.0f : beta * c[i * ldc + j];
   for (size_t j = 0; j < n;) {
     size_t left = n - j, width = left < 2 * VL ? left : 2 * VL;
     int nv = left > VL ? 2 : 1;

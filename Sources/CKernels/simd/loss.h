@@ -42,7 +42,11 @@ ALWAYS float row_log_sum_exp(const float *x, size_t columns) {
     }
     if (m > -INFINITY) total += (double)exp_sum(x + c, m, n);
   }
-  return m > -INFINITY ? (float)(m + log(total)) : m;
+  if (m > -INFINITY) return (float)(m + log(total));
+  // The largest of numbers and NaN is a number; of NaN alone it is -inf.
+  for (size_t c = 0; c < columns; c++)
+    if (x[c] != x[c]) return x[c];
+  return m;
 }
 
 static void K(log_sum_exp)(const float *x, float *lse, size_t rows, size_t columns) {
@@ -68,7 +72,7 @@ static void K(softmax)(const float *x, float scale, float *y, size_t rows, size_
       storen(y + i, e, n - i);
       for (size_t l = 0; l < n - i; l++) total += y[i + l];
     }
-    if (total > 0) K(scale)(1.0f / total, y, y, n);
+    if (total != 0) K(scale)(1.0f / total, y, y, n);
   }
 }
 
