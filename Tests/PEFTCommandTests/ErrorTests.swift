@@ -168,16 +168,50 @@ struct ErrorTests {
       "types",
       [ids([1, 2], [1, 2]), SafetensorsItem("token_type_ids", shape: [1, 2], integers: [0, 2])])
     try write("long", [ids([Int64](repeating: 1, count: 41), [1, 41])])
+    try write("numbers", [ids([1, 2], [1, 2]), SafetensorsItem("labels", Tensor.zeros([1, 2]))])
     for (name, model, part) in [
       ("none", "llama", "'input_ids' is missing"), ("float", "llama", "F32"),
       ("flat", "llama", "[batch, tokens]"), ("large", "llama", "the token 99"),
       ("mask", "llama", "'attention_mask' has shape [2]"), ("label", "llama", "'labels' holds 99"),
       ("types", "bert-base", "'token_type_ids' holds 2"), ("long", "bert-base", "41 tokens"),
+      ("numbers", "llama", "the labels are of another kind"),
     ] {
       try expectFailure(
         "forward --model %/\(model)/model --input @/\(name) --output @/out", ["@/\(name)", part],
         in: folder)
     }
+  }
+
+  @Test func outputsOfAForwardPassAreAllOrNone() throws {
+    let folder = try TemporaryFolder()
+    let line = "forward --model %/llama/model --adapter %/llama/adapter_a " + Self.input
+    for (output, gradients) in [("@/no/out", "@/slopes"), ("@/out", "@/no/slopes")] {
+      try expectFailure(
+        line.replacing("@/out", with: output) + " --gradients \(gradients)", ["@/no"], in: folder)
+      #expect(folder.names.isEmpty, "\(folder.names)")
+    }
+  }
+
+  @Test func overwritingLosesNoInputs() throws {
+    let folder = try TemporaryFolder()
+    try FileSystem.createDirectory(folder.file("run"))
+    _ = try folder.copy(golden("llama/adapter_a"), as: "run/checkpoint-1")
+    _ = try folder.copy(golden("llama/adapter_a"), as: "run/adapter")
+    try FileSystem.createDirectory(folder.file("notes"))
+    try FileSystem.write(folder.file("notes/notes.txt"), "mine")
+    for (adapter, output, message) in [
+      ("%/llama/adapter_a", "@/notes", "neither a model nor an adapter"),
+      ("@/run/checkpoint-1", "@/run", "holds the input"),
+      ("@/run/checkpoint-1", "@/run/checkpoint-1", "one of the inputs"),
+    ] {
+      for command in ["merge --model %/llama/model", "combine --type cat"] {
+        try expectFailure(
+          "\(command) --adapter \(adapter) --output \(output) --overwrite",
+          ["--output: ", message], in: folder)
+      }
+    }
+    #expect(folder.names == ["notes", "run"])
+    #expect(try FileSystem.list(folder.file("run")) == ["adapter", "checkpoint-1"])
   }
 
   /// The limit on a file's size stands in for a full disk: writing fails half-way.

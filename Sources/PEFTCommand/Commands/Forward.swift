@@ -66,10 +66,22 @@ struct Forward: ParsableCommand {
         try ForwardPass(session.loaded.model, input, task: session.task, adapters: rows)
       }
     }
+    if input.hasLabels, session.task.loss != nil, pass.loss == nil {
+      throw PEFTError(
+        .invalidData,
+        "the labels are of another kind than those of the task \(session.task.name)",
+        at: self.input, remedy: "See 'peft help forward' for what each task takes.")
+    }
     var items = pass.outputs.map { SafetensorsItem($0.name, $0.value) }
     if let loss = pass.loss { items.append(SafetensorsItem("loss", loss)) }
-    if let gradients { try SafetensorsWriter.write(slopes, to: gradients) }
     try SafetensorsWriter.write(items, to: output)
+    if let gradients {
+      do { try SafetensorsWriter.write(slopes, to: gradients) } catch {
+        // Both or none.
+        FileSystem.removeTree(output)
+        throw error
+      }
+    }
     let loss = pass.loss.map { ", loss \($0.item)" } ?? ""
     let shapes = pass.outputs.map { "\($0.name) \($0.value.shape)" }.joined(separator: ", ")
     Terminal.writeError("\(output): \(shapes)\(loss)\n")

@@ -45,7 +45,7 @@ struct Predict: ParsableCommand {
   @Option(help: "Most tokens of a text.")
   var maxLength: Int?
 
-  @Option(help: "Texts of a forward pass.")
+  @Option(help: "Texts of a forward pass, of SEQ_CLS.")
   var batchSize = 32
 
   @Flag(help: "Print a JSON object for each text.")
@@ -152,7 +152,8 @@ struct Predict: ParsableCommand {
     guard let input else {
       return try forEachLine { (lines) throws(PEFTError) in try answer(lines.map(DataFile.split)) }
     }
-    try answer(try DataFile.words(input, columns(adapted.data)))
+    // Printed as it comes, each text on its own.
+    for words in try DataFile.words(input, columns(adapted.data)) { try answer([words]) }
   }
 
   private func answer(_ adapted: AdaptedModel, _ tokenizer: Tokenizer) throws {
@@ -165,6 +166,12 @@ struct Predict: ParsableCommand {
       ]
       try Terminal.write(
         output(members, [question, found.text, fixed(found.probability, 4)]) + "\n")
+    }
+    for (name, value) in [("--text-column", textColumn), ("--text-pair-column", textPairColumn)]
+    where value != nil {
+      throw PEFTError(
+        .invalidConfiguration, "the task QUESTION_ANS reads the columns question and context",
+        at: name, remedy: "Rename the columns of the file.")
     }
     if let input {
       for (question, context) in try DataFile.questions(input) { try answer(question, context) }

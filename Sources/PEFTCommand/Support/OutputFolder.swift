@@ -6,24 +6,36 @@ enum OutputFolder {
   ///
   /// - Parameters:
   ///   - output: The folder, of the option `--output`.
-  ///   - overwriting: Whether it may exist and hold something.
-  ///   - inputs: Folders that it must not be.
+  ///   - overwriting: Whether it may hold a model or an adapter, which is then replaced.
+  ///   - inputs: Folders that it must not be or hold.
   /// - Throws: ``PEFTError`` naming the option.
   static func check(
     _ output: String, overwriting: Bool, inputs: [String]
   ) throws(PEFTError) {
     guard FileSystem.exists(output) else { return }
-    for folder in inputs where FileSystem.resolved(folder) == FileSystem.resolved(output) {
+    let place = FileSystem.resolved(output)
+    for folder in inputs {
+      let input = FileSystem.resolved(folder)
+      let isInside = input.hasPrefix(place.hasSuffix("/") ? place : place + "/")
+      guard input == place || isInside else { continue }
       throw PEFTError(
-        .invalidConfiguration, "'\(output)' is one of the inputs", at: "--output",
-        remedy: "Choose another folder.")
+        .invalidConfiguration,
+        isInside
+          ? "'\(output)' holds the input '\(folder)', which would be lost"
+          : "'\(output)' is one of the inputs",
+        at: "--output", remedy: "Choose another folder.")
     }
-    if overwriting { return }
     let names = FileSystem.isDirectory(output) ? try FileSystem.list(output) : [output]
-    if !names.isEmpty {
+    if names.isEmpty { return }
+    guard overwriting else {
       throw PEFTError(
         .fileAccess, "'\(output)' exists and is not empty", at: "--output",
         remedy: "Choose another folder, or replace it with --overwrite.")
+    }
+    guard names.contains("adapter_config.json") || names.contains("config.json") else {
+      throw PEFTError(
+        .fileAccess, "'\(output)' holds neither a model nor an adapter, so it is not replaced",
+        at: "--output", remedy: "Choose another folder, or remove it yourself.")
     }
   }
 }
