@@ -12,10 +12,10 @@ enum OutputFolder {
   static func check(
     _ output: String, overwriting: Bool, inputs: [String]
   ) throws(PEFTError) {
-    guard FileSystem.exists(output) else { return }
-    let place = FileSystem.resolved(output)
+    guard let place = FileSystem.resolved(output) else { return }
     for folder in inputs {
-      let input = FileSystem.resolved(folder)
+      // One that is not there is refused when it is read.
+      guard let input = FileSystem.resolved(folder) else { continue }
       let isInside = input.hasPrefix(place.hasSuffix("/") ? place : place + "/")
       guard input == place || isInside else { continue }
       throw PEFTError(
