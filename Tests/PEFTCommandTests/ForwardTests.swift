@@ -103,7 +103,7 @@ struct ForwardTests {
   @Test(arguments: [["OMP_THREAD_LIMIT": "1"], ["OMP_MAX_ACTIVE_LEVELS": "0"]])
   func limitsOnThreadsChangeNothing(_ limit: [String: String]) throws {
     let folder = try TemporaryFolder()
-    let ids = (0..<4 * 40).map { Int64($0 * 7 % 90 + 1) }
+    let ids: [Int64] = (0..<160).map { (place: Int64) in place * 7 % 90 + 1 }
     let input = folder.file("input.safetensors")
     try SafetensorsWriter.write(
       [SafetensorsItem("input_ids", shape: [4, 40], integers: ids)], to: input)
