@@ -82,17 +82,19 @@ public struct AdaptedModel {
     }
   }
 
-  /// A head that was drawn at random and not replaced by the adapter gives meaningless answers.
+  /// What was drawn at random and not replaced by the adapter gives meaningless answers: a head, or
+  /// a pooler below it.
   private func checkHead(_ replaced: [String], adapter: String?) throws(PEFTError) {
-    for name in base.newParameters {
-      let module = name.split(separator: ".").dropLast().joined(separator: ".")
-      let isHead = base.outputHeads.contains { TargetMatcher.ends(module, with: $0) }
-      if isHead, !replaced.contains(module) {
-        throw PEFTError(
-          .missingTensor, "neither the model nor the adapter holds '\(name)'",
-          at: adapter ?? folder, remedy: "The adapter was trained for another task.")
-      }
-    }
+    guard let random = try base.firstRandomParameter(besides: replaced) else { return }
+    let isHead = base.outputHeads.contains { TargetMatcher.ends(random.module, with: $0) }
+    throw PEFTError(
+      .missingTensor, "neither the model nor the adapter holds '\(random.name)'",
+      at: adapter ?? folder,
+      remedy: adapter == nil
+        ? "Use a model that has it, or give an adapter that does."
+        : isHead
+          ? "The adapter was trained for another task."
+          : "Train the adapter with '\(random.module)' in its 'modules_to_save'.")
   }
 
   /// Columns and lengths in the record that a training run leaves beside its adapter.

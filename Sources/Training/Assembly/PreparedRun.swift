@@ -96,16 +96,22 @@ public struct PreparedRun {
         "default", any: config, seed: UInt64(configuration.arguments.seed),
         calibration: calibration)
     }
+    if let random = try base.firstRandomParameter(besides: targets.saved) {
+      throw PEFTError(
+        .missingTensor,
+        "has no '\(random.name)', and the adapter does not train it in full: it would stay random",
+        at: configuration.model,
+        remedy: initial == nil
+          ? "Add '\(random.module)' to 'modules_to_save' of '\(configuration.method)'."
+          : "Begin with an adapter that has '\(random.module)' in its 'modules_to_save'.")
+    }
     if train.truncatedCount > 0 {
       notices.append(
         "\(grouped(train.truncatedCount)) of \(grouped(train.count)) training examples reach the "
           + "length limit and may be cut")
     }
     if initial == nil, !configuration.randomWeights {
-      let heads = built.loaded.outputHeads
-      let new = built.loaded.newParameters.filter { name in
-        heads.contains { name.hasPrefix("\($0).") }
-      }
+      let new = base.newParameters
       if !new.isEmpty { notices.append("new, drawn at random: \(new.joined(separator: ", "))") }
     }
     var resolved = configuration

@@ -37,6 +37,22 @@ struct TaskModel {
   }
 }
 
+extension LoadedModel {
+  /// The first parameter that was drawn at random and stays so, as no module trained in full holds
+  /// it, with its module's path within the base.
+  func firstRandomParameter(
+    besides saved: [String]
+  ) throws(PEFTError) -> (name: String, module: String)? {
+    let base = try ModelLoader.basePrefix(model.configuration) + "."
+    for name in newParameters {
+      let module = name.split(separator: ".").dropLast().joined(separator: ".")
+      if saved.contains(where: { module == $0 || module.hasPrefix($0 + ".") }) { continue }
+      return (name, module.hasPrefix(base) ? String(module.dropFirst(base.count)) : module)
+    }
+    return nil
+  }
+}
+
 extension AdapterFolder {
   /// The task that the adapter was trained for, if its config names one.
   func task(_ registry: TunerRegistry) throws(PEFTError) -> TaskType? {
