@@ -68,4 +68,34 @@ struct AdaptedModelTests {
     let result = try adapted.evaluate(run.folder("validation.jsonl"), data: adapted.data)
     #expect(result.loss == summary.validation?.loss)
   }
+
+  @Test func replacedMembersOfTheConfigBelongToTheAdapter() throws {
+    let model = TestData.golden("bert/model")
+    let summary = try run.train(
+      changes(
+        model, ["model_config.layer_norm_eps": 0.5, "model_config.hidden_dropout_prob": 0.25]))
+    let adapted = try adapted(model, run.folder("out"))
+    let result = try adapted.evaluate(run.folder("validation.jsonl"), data: adapted.data)
+    #expect(result.loss == summary.validation?.loss)
+    let config = adapted.base.model.configuration.object
+    #expect(config["layer_norm_eps"] == 0.5 && config["hidden_dropout_prob"] == 0.0)
+
+    // Training further goes on with the same model, unless told otherwise.
+    let initial: [String: JSONValue] = [
+      "init_adapter": .string(run.folder("out")), "lora": .null,
+      "output_dir": .string(run.folder("further")),
+    ]
+    let further = try run.prepare(changes(model, initial))
+    #expect(further.base.model.configuration.object["layer_norm_eps"] == 0.5)
+    #expect(further.configuration.modelConfig == JSONObject([("layer_norm_eps", 0.5)]))
+    #expect(
+      further.notices == [
+        "'model_config.layer_norm_eps' is 0.5, as 'init_adapter' was trained with"
+      ]
+    )
+    let other = try run.prepare(
+      changes(model, initial.merging(["model_config.layer_norm_eps": 0.25]) { $1 }))
+    #expect(other.base.model.configuration.object["layer_norm_eps"] == 0.25)
+    #expect(other.notices.isEmpty)
+  }
 }

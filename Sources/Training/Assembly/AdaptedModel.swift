@@ -35,8 +35,11 @@ public struct AdaptedModel {
     _ folder: String, adapter: String?, task: String? = nil,
     precision: WeightPrecision = .float32, registry: TunerRegistry
   ) throws(PEFTError) {
-    let settings = try ModelConfiguration(folder: folder)
     let content = try adapter.map { (path) throws(PEFTError) in try AdapterFolder(path) }
+    var options = ModelOptions()
+    options.precision = precision
+    options.overrides = try content?.modelOverrides() ?? JSONObject()
+    let settings = try ModelConfiguration(folder: folder, overrides: options.overrides)
     var resolved = try task.map { (name) throws(PEFTError) in try registry.taskType(name) }
     if resolved == nil { resolved = try content?.task(registry) }
     if resolved == nil {
@@ -63,8 +66,6 @@ public struct AdaptedModel {
     let hasLabels =
       labelling == .tokens || labelling == .sequences && problem != .regression
     labels = hasLabels ? try Self.labels(settings, content) : nil
-    var options = ModelOptions()
-    options.precision = precision
     let built = try TaskModel(
       folder, task: resolved, labelCount: labels?.count ?? count,
       context: TaskContext(labels: labels, problem: problem), options: options,
