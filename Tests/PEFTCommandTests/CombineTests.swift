@@ -220,6 +220,34 @@ struct CombineTests {
     }
   }
 
+  /// Labels and settings come from the adapter whose classifier the new one has.
+  @Test func keepsWhatTheTrainingLeft() throws {
+    let folder = try TemporaryFolder()
+    let head = try folder.copy(golden("bert/adapter_a"), as: "head")
+    try FileSystem.write("\(head)/labels.json", #"["a", "b", "c", "d", "e"]"#)
+    try record(modelConfig: JSONValue.object(JSONObject()), in: head)
+    let other = try folder.copy(golden("bert/adapter_c"), as: "other")
+    try FileSystem.write("\(other)/labels.json", #"["wrong", "labels"]"#)
+    let output = folder.file("sum")
+    let outcome = try combine("--adapter", other, "--adapter", head, "--type", "cat", into: output)
+    #expect(outcome.status == 0, "\(outcome.errors)")
+    for name in ["labels.json", "training_config.json"] {
+      #expect(try FileSystem.read("\(output)/\(name)") == FileSystem.read("\(head)/\(name)"))
+    }
+    // Without a head the settings are kept too, as they say what model the adapter is for.
+    let (a, b) = (golden("llama/adapter_a"), try folder.copy(golden("llama/adapter_b"), as: "b"))
+    try record(modelConfig: ["rms_norm_eps": 0.5], in: b)
+    let differs = try combine("--adapter", a, "--adapter", b, into: folder.file("two"))
+    #expect(differs.status == 1)
+    #expect(differs.errors.hasPrefix("error: \(b): the model's 'rms_norm_eps' was 0.5"))
+    #expect(differs.errors.contains("'\(a)'"), "\(differs.errors)")
+    #expect(!FileSystem.exists(folder.file("two")))
+    let alone = try combine("--adapter", "\(b)=0.5", into: folder.file("two"))
+    #expect(alone.status == 0, "\(alone.errors)")
+    #expect(
+      try AdapterFolder(folder.file("two")).trainingFiles().map(\.name) == ["training_config.json"])
+  }
+
   @Test func drawsWithTheSeed() throws {
     let folder = try TemporaryFolder()
     func bytes(_ name: String, _ seed: String) throws -> [UInt8] {

@@ -67,6 +67,18 @@ struct InspectTests {
     #expect(error?.description.contains("edora") == true)
   }
 
+  /// A method is nothing without a new adapter, least of all an unknown one.
+  @Test(arguments: ["dora", "edorra"])
+  func refusesAMethodAlone(_ method: String) throws {
+    for folder in [golden("inspect/stories260k"), golden("bert/adapter_b")] {
+      let error = #expect(throws: (any Error).self) {
+        try Inspect.parse([folder, "--method", method])
+      }
+      let text = error.map { Inspect.message(for: $0) } ?? ""
+      #expect(text == "--method is that of a new adapter: give its settings with --lora")
+    }
+  }
+
   /// The task of a new adapter is the architecture's when nothing names one.
   @Test func takesSettingsInline() throws {
     let folder = golden("inspect/qwen2-0.5b-instruct")

@@ -85,6 +85,39 @@ struct MergeTests {
     #expect(relativeError(try Self.logits(merged, input: input), expected) < 1e-5)
   }
 
+  /// What a training run replaced of config.json goes where its adapter goes: the same as a model
+  /// whose config.json says so.
+  @Test func keepsWhatTheTrainingReplaced() throws {
+    let folder = try TemporaryFolder()
+    let (model, input) = (golden("llama/model"), golden("llama/input.safetensors"))
+    let other = try folder.copy(model, as: "other")
+    var config = try #require(try FileSystem.readJSON("\(other)/config.json").object)
+    config["rms_norm_eps"] = 0.5
+    try FileSystem.write("\(other)/config.json", JSONValue.object(config).text())
+    let adapter = try folder.copy(golden("llama/adapter_a"), as: "adapter")
+    try record(modelConfig: ["rms_norm_eps": 0.5, "attention_dropout": 0.25], in: adapter)
+    let expected = try Self.logits(
+      other, input: input, ["--adapter", golden("llama/adapter_a")])
+    let logits = try Self.logits(model, input: input, ["--adapter", adapter])
+    #expect(logits.scalars == expected.scalars)
+    let merged = folder.file("merged")
+    try Tool.succeed(["merge", "--model", model, "--adapter", adapter, "--output", merged])
+    let written = try FileSystem.readJSON("\(merged)/config.json")
+    #expect(written["rms_norm_eps"] == 0.5 && written["attention_dropout"] == 0.0)
+    #expect(relativeError(try Self.logits(merged, input: input), expected) < 1e-5)
+
+    // Adapters for different models do not work together, unless config.json agrees with both.
+    let both = ["--adapter", adapter, "--adapter", "\(golden("llama/adapter_b"))=b"]
+    let output = ["--input", input, "--output", folder.file("out.safetensors")]
+    let outcome = try Tool.run(["forward", "--model", model] + both + output)
+    #expect(outcome.status == 1)
+    for part in ["error: \(golden("llama/adapter_b")): ", "'rms_norm_eps'", "'\(adapter)'"] {
+      #expect(outcome.errors.contains(part), "\(outcome.errors)")
+    }
+    #expect(!FileSystem.exists(folder.file("out.safetensors")))
+    try Tool.succeed(["forward", "--model", other] + both + output)
+  }
+
   @Test func keepsTheTypeOfTheFiles() throws {
     let folder = try TemporaryFolder()
     let model = try folder.copy(golden("qwen2/model"), as: "model")

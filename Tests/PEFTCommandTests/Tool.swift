@@ -73,6 +73,15 @@ final class TemporaryFolder {
   }
 }
 
+/// Writes a training run's record into an adapter's folder.
+func record(modelConfig: JSONValue, in adapter: String) throws {
+  let record: JSONValue = [
+    "run_id": "1", "total_steps": 1, "train_examples": 1, "train_data": "0", "threads": 1,
+    "settings": ["model_config": modelConfig, "max_length": 17],
+  ]
+  try FileSystem.write("\(adapter)/training_config.json", record.text())
+}
+
 /// A file of one of the golden folders.
 func golden(_ relative: String) -> String { TestData.golden(relative) }
 

@@ -72,7 +72,7 @@ struct TrainCommandTests {
 
   @Test(
     arguments: [
-      ("learning_rte=1", ["run.yaml: unknown key 'learning_rte'. Did you mean 'learning_rate'?"]),
+      ("learning_rte=1", ["--set: unknown key 'learning_rte'. Did you mean 'learning_rate'?"]),
       ("lora.r=0", ["`r` should be a positive integer"]),
       ("lora.target_modules=[nothing]", ["{'nothing'}"]),
       ("model=/nowhere", ["/nowhere: no such model folder"]),
@@ -88,6 +88,17 @@ struct TrainCommandTests {
     #expect(outcome.errors.contains("error: "))
     for part in parts { #expect(outcome.errors.contains(part), "\(outcome.errors)") }
     #expect(!FileSystem.exists(folder.file("out")))
+  }
+
+  /// What is wrong in the file is not blamed on --set.
+  @Test func badSettingsInTheFileNameIt() throws {
+    let file = folder.file("run.yaml")
+    let text = String(decoding: try FileSystem.read(file), as: UTF8.self)
+    try FileSystem.write(file, text + "\nlearning_rte: 1\n")
+    let outcome = try Tool.run(train("seed=3"))
+    #expect(outcome.errors.hasPrefix("error: \(file): unknown key 'learning_rte'"))
+    let alone = try Tool.run(["train", "--set", "learning_rte=1"])
+    #expect(alone.errors.hasPrefix("error: --set: unknown key 'learning_rte'"))
   }
 
   @Test func commandLinesWithoutSettingsAreExplained() throws {

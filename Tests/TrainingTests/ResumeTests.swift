@@ -118,6 +118,43 @@ struct ResumeTests {
     #expect(!FileSystem.exists(run.folder("out/checkpoint-8")))
   }
 
+  /// The best checkpoint of the first part is found from another output folder, and missed where it
+  /// is gone.
+  @Test func theBestStaysInTheFolderOfTheFirstPart() throws {
+    let run = try TinyRun()
+    func changes(_ output: String, from checkpoint: String? = nil) -> [String: JSONValue] {
+      [
+        "validation_file": .string(run.folder("validation.jsonl")), "num_train_epochs": 8,
+        "learning_rate": 0.3, "lr_scheduler_type": "constant", "load_best_model_at_end": true,
+        "metric_for_best_model": "loss", "eval_steps": 1, "save_steps": 48,
+        "output_dir": .string(run.folder(output)),
+        "resume_from_checkpoint": checkpoint.map { .string(run.folder($0)) } ?? false,
+      ]
+    }
+    let whole = try run.train(changes("whole"))
+    let best = try #require(whole.best)
+    try #require(best.step < 40, "the best comes too late: the test shows nothing")
+    try run.train(changes("out"), stopAfter: 40)
+    let rest = try run.train(changes("other", from: "out/checkpoint-40"))
+    #expect(rest.best?.step == best.step)
+    #expect(rest.loadedBest == run.folder("out/checkpoint-\(best.step)"))
+    #expect(try run.weights("other") == run.weights("whole"))
+
+    FileSystem.removeTree(run.folder("out/checkpoint-\(best.step)"))
+    var notices: [String] = []
+    let anew = try run.train(changes("anew", from: "out/checkpoint-40")) { event in
+      if case .notice(let text) = event { notices.append(text) }
+    }
+    #expect(
+      notices == [
+        "the best checkpoint so far, that of step \(best.step), is not in \(run.folder("anew")): "
+          + "the search for the best begins anew"
+      ])
+    let losses = try run.metrics("anew").compactMap { $0["eval_loss"]?.double }
+    #expect(losses.count == 8 && anew.best?.value == losses.min())
+    #expect(try #require(anew.best).step > 40)
+  }
+
   @Test(
     arguments: [
       ("learning_rate", 0.02, "'learning_rate' is 0.02, the checkpoint was made with 0.01"),

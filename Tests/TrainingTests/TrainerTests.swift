@@ -166,6 +166,27 @@ struct TrainerTests {
     #expect(kept == ["checkpoint-\(best.step)", "checkpoint-48"].sorted())
   }
 
+  /// The best evaluation is kept though no checkpoint is due at its step.
+  @Test func theBestBetweenTwoCheckpointsIsSaved() throws {
+    let run = try TinyRun()
+    let summary = try run.train([
+      "validation_file": .string(run.folder("validation.jsonl")), "num_train_epochs": 8,
+      "learning_rate": 0.3, "lr_scheduler_type": "constant", "load_best_model_at_end": true,
+      "metric_for_best_model": "loss", "eval_steps": 3, "save_steps": 48, "save_total_limit": 1,
+      "test_file": .string(run.folder("validation.jsonl")),
+    ])
+    let best = try #require(summary.best)
+    #expect(best.step < 48, "the last evaluation was the best: the test shows nothing")
+    #expect(summary.loadedBest == run.folder("out/checkpoint-\(best.step)"))
+    #expect(summary.test?.loss == best.value)
+    let checkpoint = run.folder("out/checkpoint-\(best.step)/adapter_model.safetensors")
+    #expect(try run.weights() == FileSystem.read(checkpoint))
+    let kept = try FileSystem.list(run.folder("out")).filter { $0.hasPrefix("checkpoint-") }
+    #expect(kept == ["checkpoint-48", "checkpoint-\(best.step)"].sorted())
+    let state = try FileSystem.readJSON(run.folder("out/trainer_state.json"))
+    #expect(state["best_model_checkpoint"] == .string(summary.loadedBest ?? ""))
+  }
+
   @Test func divergenceIsAnErrorThatSaysWhatToDo() throws {
     let run = try TinyRun()
     let text = failure {

@@ -112,11 +112,12 @@ public enum ModelLoader {
   /// - Parameters:
   ///   - folder: The folder.
   ///   - head: The head; `nil` takes the one that `architectures` names.
+  ///   - overrides: Members that replace those of config.json.
   /// - Throws: ``PEFTError``: a missing or malformed config.json, or an unknown model type.
   public static func describe(
-    _ folder: String, head: ModelHead? = nil
+    _ folder: String, head: ModelHead? = nil, overrides: JSONObject = JSONObject()
   ) throws(PEFTError) -> LoadedModel {
-    let configuration = try ModelConfiguration(folder: folder)
+    let configuration = try ModelConfiguration(folder: folder, overrides: overrides)
     let family = try family(configuration)
     let head = if let head { head } else { try defaultHead(configuration) }
     let model = try family.build(configuration, head, ModuleBuilder(ShapeSource()))

@@ -63,7 +63,10 @@ public enum ModelWriter {
   private static func tiedPaths(
     _ loaded: LoadedModel
   ) throws(PEFTError) -> (kept: Set<String>, broken: Set<String>) {
-    let built = try ModelLoader.describe(loaded.folder, head: loaded.head).model.namedModules()
+    // With the members that the model was built from, which may not all be the folder's.
+    let built = try ModelLoader.describe(
+      loaded.folder, head: loaded.head, overrides: loaded.model.configuration.object
+    ).model.namedModules()
     let paths = built.filter { ($0.module as? any AdapterHost)?.parameters.isTied == true }
     let modules = loaded.model.namedModules()
     var result: (kept: Set<String>, broken: Set<String>) = ([], [])

@@ -77,16 +77,22 @@ struct Combine: ParsableCommand {
       weights: named.map(\.weight), adapters: named.map(\.folder))
     let registry = TunerRegistry.standard
     var sources: [CombinationSource] = []
+    var folders: [AdapterFolder] = []
     for (path, weight) in named {
       let folder = try AdapterFolder(path)
+      folders.append(folder)
       sources.append(
         CombinationSource(try AdapterValues(folder: folder, registry: registry), weight: weight))
     }
+    // The new folder has room for one set of members.
+    _ = try AdapterFolder.modelOverrides(of: folders)
     if compatibility == .peft { try Self.refuseSavedModules(sources[0].state) }
     let base = try base.map { try BaseFolder($0, adapters: sources.map(\.state)) }
     let (state, warnings) = try registry.combine(sources, combination, base: base?.weights)
     for warning in warnings { Terminal.writeError("warning: \(warning)\n") }
-    try state.save(output, registry: registry, card: card(named))
+    try state.save(
+      output, registry: registry, card: card(named),
+      extraFiles: try Self.trainingFiles(folders))
     try Terminal.write(Self.summary(state, output) + "\n")
   }
 
@@ -127,6 +133,22 @@ struct Combine: ParsableCommand {
       "'modules_to_save': peft's combination has the base model's "
         + "\(saved.map { $0.text() }.joined(separator: ", ")), which is not in the folders",
       at: first.name, remedy: "Leave --compatibility out; the trained module is kept then.")
+  }
+
+  /// What training left beside the adapter whose head the new one has: labels and settings. Without
+  /// a head they are those of the first that was trained by a run.
+  private static func trainingFiles(
+    _ folders: [AdapterFolder]
+  ) throws(PEFTError) -> [(name: String, text: String)] {
+    let withHead = folders.first { folder in
+      !(folder.config["modules_to_save"]?.array ?? []).isEmpty
+    }
+    if let withHead { return try withHead.trainingFiles() }
+    for folder in folders {
+      let files = try folder.trainingFiles()
+      if !files.isEmpty { return files }
+    }
+    return []
   }
 
   /// "out: 7 modules of rank 8, 12,345 parameters, 49.4 kB".

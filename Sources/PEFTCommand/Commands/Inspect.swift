@@ -29,13 +29,17 @@ struct Inspect: ParsableCommand {
   var lora: String?
   @Option(
     help: ArgumentHelp(
-      "The method of the new adapter: lora, dora, edora or lora-xs.", valueName: "name"))
-  var method = "lora"
+      "The method of the new adapter: lora, dora, edora or lora-xs; lora by default.",
+      valueName: "name"))
+  var method: String?
   @OptionGroup var task: TaskOptions
 
   func validate() throws {
     if lora != nil, !adapters.adapters.isEmpty {
       throw ValidationError("--lora: a new adapter cannot be shown beside those of --adapter")
+    }
+    if method != nil, lora == nil {
+      throw ValidationError("--method is that of a new adapter: give its settings with --lora")
     }
   }
 
@@ -68,7 +72,7 @@ struct Inspect: ParsableCommand {
   private func modelText() throws(PEFTError) -> String {
     let settings: AdapterSettings?
     if let lora {
-      settings = try AdapterSettings(lora, option: "--lora", method: method)
+      settings = try AdapterSettings(lora, option: "--lora", method: method ?? "lora")
     } else {
       settings = nil
     }

@@ -36,14 +36,7 @@ struct Train: ParsableCommand {
   }
 
   func run() throws {
-    var object =
-      try config.map { (path) throws(PEFTError) in try YAMLReader.object(file: path) }
-      ?? JSONObject()
-    for setting in settings { try YAMLReader.apply(setting, to: &object) }
-    let configuration: RunConfiguration
-    do { configuration = try RunConfiguration(object, registry: .standard) } catch {
-      throw config.map { error.located(at: $0) } ?? error
-    }
+    let configuration = try resolvedConfiguration()
     let run = try PreparedRun(configuration, registry: .standard)
     let trainer = try run.makeTrainer()
     if !quiet { Terminal.writeError(Self.introduction(run, trainer.plan)) }
@@ -68,6 +61,19 @@ struct Train: ParsableCommand {
       throw ExitCode(130)
     }
     if !quiet { try Terminal.write(Self.conclusion(summary, configuration.arguments.outputFolder)) }
+  }
+
+  /// The file's settings and those of --set. An error is the file's if the file alone has it too.
+  private func resolvedConfiguration() throws(PEFTError) -> RunConfiguration {
+    let file = try config.map { (path) throws(PEFTError) in try YAMLReader.object(file: path) }
+    var object = file ?? JSONObject()
+    for setting in settings { try YAMLReader.apply(setting, to: &object) }
+    do { return try RunConfiguration(object, registry: .standard) } catch {
+      guard let config, let file else { throw error.located(at: "--set") }
+      var own: PEFTError?
+      do { _ = try RunConfiguration(file, registry: .standard) } catch { own = error }
+      throw error.located(at: own?.description == error.description ? config : "--set")
+    }
   }
 
   // MARK: Text

@@ -28,10 +28,13 @@ struct ModelSession {
     task: String? = nil, content: Content = .weights(.float32),
     registry: TunerRegistry = .standard
   ) throws(PEFTError) {
-    let configuration = try ModelConfiguration(folder: model)
+    let plain = try ModelConfiguration(folder: model)
     let named = try Self.named(adapters)
     var folders: [AdapterFolder] = []
     for (_, folder) in named { folders.append(try AdapterFolder(folder)) }
+    // What the training runs replaced of config.json belongs to their adapters.
+    let overrides = try AdapterFolder.modelOverrides(of: folders, on: plain)
+    let configuration = try ModelConfiguration(folder: model, overrides: overrides)
     let choice = try TaskChoice(
       configuration, adapters: folders, name: task, registry: registry)
     self.task = choice.task
@@ -39,11 +42,12 @@ struct ModelSession {
     case .weights(let precision):
       var options = ModelOptions()
       options.precision = precision
+      options.overrides = overrides
       // The adapter may hold a head with another number of labels than the model's.
       options.replacesHead = folders.contains { $0.classCount != nil }
       loaded = try ModelLoader.load(model, head: choice.head, options: options)
     case .shapes:
-      loaded = try ModelLoader.describe(model, head: choice.head)
+      loaded = try ModelLoader.describe(model, head: choice.head, overrides: overrides)
     }
     peft = PeftModel(loaded, registry: registry)
     for (name, folder) in named { try peft.load(folder, as: name) }

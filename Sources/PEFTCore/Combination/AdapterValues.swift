@@ -56,15 +56,20 @@ public struct AdapterValues: Sendable {
   ///   - registry: Knows the method, whose config is written.
   ///   - isTransformersModel: Whether the base is a model of transformers, which the card says.
   ///   - card: Text of `README.md` after the front matter.
+  ///   - extraFiles: Further files, by name, as a training run adds them.
   /// - Throws: ``PEFTError`` when the config is not one of a registered method or a file cannot be written.
   public func save(
-    _ path: String, registry: TunerRegistry, isTransformersModel: Bool = true, card: String? = nil
+    _ path: String, registry: TunerRegistry, isTransformersModel: Bool = true,
+    card: String? = nil, extraFiles: [(name: String, text: String)] = []
   ) throws {
     let typed = try registry.config(config)
     let table = try table
     try FileSystem.writeDirectory(path) { folder in
       try AdapterFolder.write(
         table, config: typed, isTransformersModel: isTransformersModel, card: card, into: folder)
+      for file in extraFiles {
+        try FileSystem.write(FileSystem.join(folder, file.name), file.text)
+      }
     }
   }
 

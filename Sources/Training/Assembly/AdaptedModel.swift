@@ -35,8 +35,11 @@ public struct AdaptedModel {
     _ folder: String, adapter: String?, task: String? = nil,
     precision: WeightPrecision = .float32, registry: TunerRegistry
   ) throws(PEFTError) {
-    let settings = try ModelConfiguration(folder: folder)
     let content = try adapter.map { (path) throws(PEFTError) in try AdapterFolder(path) }
+    var options = ModelOptions()
+    options.precision = precision
+    options.overrides = try content?.modelOverrides() ?? JSONObject()
+    let settings = try ModelConfiguration(folder: folder, overrides: options.overrides)
     var resolved = try task.map { (name) throws(PEFTError) in try registry.taskType(name) }
     if resolved == nil { resolved = try content?.task(registry) }
     if resolved == nil {
@@ -63,8 +66,6 @@ public struct AdaptedModel {
     let hasLabels =
       labelling == .tokens || labelling == .sequences && problem != .regression
     labels = hasLabels ? try Self.labels(settings, content) : nil
-    var options = ModelOptions()
-    options.precision = precision
     let built = try TaskModel(
       folder, task: resolved, labelCount: labels?.count ?? count,
       context: TaskContext(labels: labels, problem: problem), options: options,
@@ -82,17 +83,19 @@ public struct AdaptedModel {
     }
   }
 
-  /// A head that was drawn at random and not replaced by the adapter gives meaningless answers.
+  /// What was drawn at random and not replaced by the adapter gives meaningless answers: a head, or
+  /// a pooler below it.
   private func checkHead(_ replaced: [String], adapter: String?) throws(PEFTError) {
-    for name in base.newParameters {
-      let module = name.split(separator: ".").dropLast().joined(separator: ".")
-      let isHead = base.outputHeads.contains { TargetMatcher.ends(module, with: $0) }
-      if isHead, !replaced.contains(module) {
-        throw PEFTError(
-          .missingTensor, "neither the model nor the adapter holds '\(name)'",
-          at: adapter ?? folder, remedy: "The adapter was trained for another task.")
-      }
-    }
+    guard let random = try base.firstRandomParameter(besides: replaced) else { return }
+    let isHead = base.outputHeads.contains { TargetMatcher.ends(random.module, with: $0) }
+    throw PEFTError(
+      .missingTensor, "neither the model nor the adapter holds '\(random.name)'",
+      at: adapter ?? folder,
+      remedy: adapter == nil
+        ? "Use a model that has it, or give an adapter that does."
+        : isHead
+          ? "The adapter was trained for another task."
+          : "Train the adapter with '\(random.module)' in its 'modules_to_save'.")
   }
 
   /// Columns and lengths in the record that a training run leaves beside its adapter.

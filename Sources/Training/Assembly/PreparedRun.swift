@@ -34,13 +34,21 @@ public struct PreparedRun {
   /// Reads the data and builds the model of a configuration.
   ///
   /// - Parameters:
-  ///   - configuration: The run.
+  ///   - given: The run's configuration.
   ///   - registry: The methods.
   /// - Throws: ``PEFTError`` naming the file, key or line that is wrong.
-  public init(_ configuration: RunConfiguration, registry: TunerRegistry) throws(PEFTError) {
+  public init(_ given: RunConfiguration, registry: TunerRegistry) throws(PEFTError) {
+    var configuration = given
     var notices: [String] = []
     let initial = try configuration.initialAdapter.map { (path) throws(PEFTError) in
       try AdapterFolder(path)
+    }
+    for (key, value) in try initial?.modelOverrides().members ?? []
+    where configuration.modelConfig[key] == nil {
+      // The adapter belongs to the model that it was trained on.
+      configuration.modelConfig[key] = value
+      notices.append(
+        "'model_config.\(key)' is \(value.text(.spaced)), as 'init_adapter' was trained with")
     }
     let settings = try ModelConfiguration(
       folder: configuration.model, overrides: configuration.modelConfig)
@@ -96,22 +104,27 @@ public struct PreparedRun {
         "default", any: config, seed: UInt64(configuration.arguments.seed),
         calibration: calibration)
     }
+    if let random = try base.firstRandomParameter(besides: targets.saved) {
+      throw PEFTError(
+        .missingTensor,
+        "has no '\(random.name)', and the adapter does not train it in full: it would stay random",
+        at: configuration.model,
+        remedy: initial == nil
+          ? "Add '\(random.module)' to 'modules_to_save' of '\(configuration.method)'."
+          : "Begin with an adapter that has '\(random.module)' in its 'modules_to_save'.")
+    }
     if train.truncatedCount > 0 {
       notices.append(
         "\(grouped(train.truncatedCount)) of \(grouped(train.count)) training examples reach the "
           + "length limit and may be cut")
     }
     if initial == nil, !configuration.randomWeights {
-      let heads = built.loaded.outputHeads
-      let new = built.loaded.newParameters.filter { name in
-        heads.contains { name.hasPrefix("\($0).") }
-      }
+      let new = base.newParameters
       if !new.isEmpty { notices.append("new, drawn at random: \(new.joined(separator: ", "))") }
     }
-    var resolved = configuration
-    resolved.taskType = task.name
-    if training.labelling == .sequences { resolved.data.problemType = problem }
-    self.configuration = resolved
+    configuration.taskType = task.name
+    if training.labelling == .sequences { configuration.data.problemType = problem }
+    self.configuration = configuration
     self.notices = notices
   }
 

@@ -37,6 +37,22 @@ struct TaskModel {
   }
 }
 
+extension LoadedModel {
+  /// The first parameter that was drawn at random and stays so, as no module trained in full holds
+  /// it, with its module's path within the base.
+  func firstRandomParameter(
+    besides saved: [String]
+  ) throws(PEFTError) -> (name: String, module: String)? {
+    let base = try ModelLoader.basePrefix(model.configuration) + "."
+    for name in newParameters {
+      let module = name.split(separator: ".").dropLast().joined(separator: ".")
+      if saved.contains(where: { module == $0 || module.hasPrefix($0 + ".") }) { continue }
+      return (name, module.hasPrefix(base) ? String(module.dropFirst(base.count)) : module)
+    }
+    return nil
+  }
+}
+
 extension AdapterFolder {
   /// The task that the adapter was trained for, if its config names one.
   func task(_ registry: TunerRegistry) throws(PEFTError) -> TaskType? {
@@ -70,10 +86,59 @@ extension AdapterFolder {
     return files
   }
 
+  /// The members of config.json that the adapter's training run replaced (`model_config`), but for
+  /// those about dropout, which matter to training alone.
+  func modelOverrides() throws(PEFTError) -> JSONObject {
+    guard FileSystem.exists(FileSystem.join(path, RunRecord.fileName)) else { return JSONObject() }
+    let recorded = try RunRecord(folder: path).settings["model_config"]?.object ?? JSONObject()
+    return JSONObject(
+      recorded.members.filter { !$0.key.contains("dropout") }.map { ($0.key, $0.value) })
+  }
+
+  /// What adapters that work on one model replace of its config.json.
+  ///
+  /// - Parameters:
+  ///   - adapters: The adapters.
+  ///   - configuration: The model's config.json; what it says anyway counts as not replaced.
+  /// - Throws: ``PEFTError`` naming two adapters that were trained with different members.
+  package static func modelOverrides(
+    of adapters: [AdapterFolder], on configuration: ModelConfiguration? = nil
+  ) throws(PEFTError) -> JSONObject {
+    var first: (folder: AdapterFolder, members: JSONObject)?
+    for folder in adapters {
+      let members = JSONObject(
+        try folder.modelOverrides().members.map { ($0.key, $0.value) }
+          .filter { !$0.1.isSame(as: configuration?.object[$0.0]) })
+      guard let (other, theirs) = first else {
+        first = (folder, members)
+        continue
+      }
+      let keys = theirs.keys + members.keys
+      guard let key = keys.first(where: { !(members[$0] ?? .null).isSame(as: theirs[$0]) }) else {
+        continue
+      }
+      func text(_ value: JSONValue?) -> String { value.map { $0.text(.spaced) } ?? "config.json's" }
+      throw PEFTError(
+        .invalidAdapter,
+        "the model's '\(key)' was \(text(members[key])) when this adapter was trained, "
+          + "\(text(theirs[key])) for '\(other.path)' ('model_config' in \(RunRecord.fileName))",
+        at: folder.path, remedy: "Use only adapters together that were trained on the same model.")
+    }
+    return first?.members ?? JSONObject()
+  }
+
   /// The names of the labels, if they were saved beside the adapter.
   package func labels() throws(PEFTError) -> LabelSet? {
     let file = FileSystem.join(path, LabelSet.fileName)
     return FileSystem.exists(file) ? try LabelSet(file: file) : nil
+  }
+}
+
+extension JSONValue {
+  /// Whether two members of a config mean the same: 1 is 1.0, and null is absent.
+  fileprivate func isSame(as other: JSONValue?) -> Bool {
+    if let number = double, let other = other?.double { return number == other }
+    return self == other ?? .null
   }
 }
 

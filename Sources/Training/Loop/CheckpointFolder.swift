@@ -24,6 +24,11 @@ struct CheckpointFolder {
     try steps().filter { (try? RunRecord(folder: path($0)))?.id == id }
   }
 
+  /// The checkpoint of a step of one run: the one here, else `other` if it is the run's.
+  func find(_ step: Int, ofRun id: String, else other: String?) -> String? {
+    [path(step), other].compactMap { $0 }.first { (try? RunRecord(folder: $0))?.id == id }
+  }
+
   /// Removes what a kill in the middle of writing left behind.
   func removeLeftovers() throws(PEFTError) {
     guard FileSystem.isDirectory(output) else { return }

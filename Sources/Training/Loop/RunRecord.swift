@@ -93,7 +93,6 @@ struct RunRecord {
   /// - Parameters:
   ///   - saved: The checkpoint's record.
   ///   - folder: The checkpoint, for messages.
-  ///   - warmupSteps: Warm-up steps now and then.
   /// - Throws: ``PEFTError`` naming the first setting that differs.
   func check(against saved: RunRecord, folder: String) throws(PEFTError) {
     for key in Self.decisive {

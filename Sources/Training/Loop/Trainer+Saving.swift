@@ -50,7 +50,17 @@ extension Trainer {
     let content = try AdapterFolder(folder)
     try checkAdapter(content)
     try checkLabels(folder)
-    let loaded = try TrainerState(folder: folder)
+    var loaded = try TrainerState(folder: folder)
+    if let best = loaded.bestStep {
+      loaded.bestFolder = checkpoints.find(best, ofRun: saved.id, else: loaded.bestFolder)
+      if loaded.bestFolder == nil, arguments.loadsBestAtEnd {
+        try observe(
+          .notice(
+            "the best checkpoint so far, that of step \(best), is not in "
+              + "\(arguments.outputFolder): the search for the best begins anew"))
+        (loaded.bestStep, loaded.bestMetric) = (nil, nil)
+      }
+    }
     try model.loadTensors(content.tensors, into: adapter)
     try optimizer.load(
       SafetensorsFile(FileSystem.join(folder, CheckpointFolder.optimizerName)))
@@ -111,6 +121,7 @@ extension Trainer {
   /// Writes the checkpoint of the present step; it is complete or absent.
   func save(_ observe: (TrainingEvent) throws -> Void) throws {
     let path = checkpoints.path(state.step)
+    if state.bestStep == state.step { state.bestFolder = path }
     try FileSystem.writeDirectory(path) { folder in
       // A run goes on from the very values that it trains.
       try self.writeAdapter(into: folder, form: .trained)
@@ -118,7 +129,7 @@ extension Trainer {
         self.optimizer.items, to: FileSystem.join(folder, CheckpointFolder.optimizerName))
       try FileSystem.write(
         FileSystem.join(folder, RunRecord.fileName), Self.text(self.record.object))
-      try self.writeState(into: folder, saving: self.state.step)
+      try self.writeState(into: folder)
     }
     if let limit = arguments.saveTotalLimit {
       try checkpoints.prune(ofRun: record.id, keeping: limit, best: state.bestStep)
@@ -137,12 +148,9 @@ extension Trainer {
     try model.write(into: folder, adapter: adapter, form: form, card: artifacts.card)
   }
 
-  private func writeState(into folder: String, saving step: Int?) throws(PEFTError) {
-    let present = try checkpoints.steps(ofRun: record.id) + (step.map { [$0] } ?? [])
-    let best = state.bestStep.flatMap { present.contains($0) ? checkpoints.path($0) : nil }
+  private func writeState(into folder: String) throws(PEFTError) {
     try FileSystem.write(
-      FileSystem.join(folder, TrainerState.fileName),
-      Self.text(state.object(plan, arguments, bestFolder: best)))
+      FileSystem.join(folder, TrainerState.fileName), Self.text(state.object(plan, arguments)))
   }
 
   private static func text(_ object: JSONObject) -> String {
@@ -163,6 +171,7 @@ extension Trainer {
     if isBetter {
       state.bestMetric = value
       state.bestStep = state.step
+      state.bestFolder = nil
     }
     let epoch = plan.epochs(after: state.step)
     let members = [("step", .int(state.step)), ("epoch", .double(epoch))] + result.members("eval")
@@ -184,8 +193,7 @@ extension Trainer {
   func finish(
     _ summary: inout TrainingSummary, _ log: MetricsLog, _ observe: (TrainingEvent) throws -> Void
   ) throws {
-    if arguments.loadsBestAtEnd, let best = state.bestStep, best != state.step {
-      let folder = checkpoints.path(best)
+    if arguments.loadsBestAtEnd, state.bestStep != state.step, let folder = state.bestFolder {
       try model.loadTensors(AdapterFolder(folder).tensors, into: adapter)
       summary.loadedBest = folder
     }
@@ -197,7 +205,7 @@ extension Trainer {
         [("step", .int(state.step)), ("epoch", .double(epoch))] + result.members("test"))
       try observe(.evaluated(result, name: "test", epoch: epoch, isBest: false))
     }
-    try writeState(into: arguments.outputFolder, saving: nil)
+    try writeState(into: arguments.outputFolder)
     try writeAdapter(into: arguments.outputFolder)
   }
 }

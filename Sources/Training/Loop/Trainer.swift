@@ -124,7 +124,11 @@ public final class Trainer {
         summary.validation = try evaluate(log, observe)
       }
       summary.isInterrupted = shouldStop() && state.step < plan.totalSteps
-      if summary.isInterrupted || isDue(arguments.saveStrategy, every: arguments.saveSteps) {
+      // The best is kept whenever it comes, also between the steps that are saved anyway.
+      let isBest = arguments.loadsBestAtEnd && state.bestStep == state.step
+      if summary.isInterrupted || isBest
+        || isDue(arguments.saveStrategy, every: arguments.saveSteps)
+      {
         try save(observe)
       }
       if summary.isInterrupted { break }

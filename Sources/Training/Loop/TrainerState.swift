@@ -10,6 +10,8 @@ struct TrainerState {
   var bestMetric: Double?
   /// The step of it.
   var bestStep: Int?
+  /// The checkpoint of that step, if there is one.
+  var bestFolder: String?
   /// Sum of all steps' losses.
   var lossSum = 0.0
   /// Tokens of all steps.
@@ -31,15 +33,14 @@ struct TrainerState {
     self.step = step
     bestMetric = value["best_metric"]?.double
     bestStep = value["best_global_step"]?.int
+    bestFolder = value["best_model_checkpoint"]?.string
     lossSum = value["train_loss_sum"]?.double ?? 0
     tokens = value["num_input_tokens_seen"]?.int ?? 0
     logHistory = value["log_history"]?.array ?? []
   }
 
   /// The members of the file.
-  func object(_ plan: TrainingPlan, _ arguments: TrainingArguments, bestFolder: String?)
-    -> JSONObject
-  {
+  func object(_ plan: TrainingPlan, _ arguments: TrainingArguments) -> JSONObject {
     var object = JSONObject()
     object["best_global_step"] = bestStep.map { .int($0) } ?? .null
     object["best_metric"] = bestMetric.map { .double($0) } ?? .null
