@@ -231,6 +231,15 @@ struct RecipeTests {
           decomposition: .randomized(iterations: 3), randomState: 9, drawsHalfOfB: true))
     #expect(config.unknownKeys.keys == ["unknown"])
     #expect(try EDoRAConfig(config.object) == config)
+    // What others write into the recipe is kept, and named for those who want none of it.
+    var recipe = try EDoRAConfig(
+      object([("reconstruct_config", ["half_init_dec": true, "half_init_enc": true])]))
+    #expect(recipe.unknownKeys.keys == ["reconstruct_config.half_init_enc"])
+    #expect(recipe.object["reconstruct_config"]?["half_init_enc"] == true)
+    #expect(try EDoRAConfig(recipe.object) == recipe)
+    recipe.unknownKeys = JSONObject([("reconstruct_config.other", 1), ("unknown", 2)])
+    #expect(recipe.object["reconstruct_config"]?["half_init_enc"] == nil)
+    #expect(recipe.object["reconstruct_config"]?["other"] == 1 && recipe.object["unknown"] == 2)
     for (members, text) in [
       ([("init_sigma", -1)], "'init_sigma' is -1"),
       ([("init_sigma", "small")], "'init_sigma'"),
