@@ -13,7 +13,8 @@ public protocol TunerConfig: Sendable {
   var targets: TargetSelection { get set }
   /// Modules that are trained and saved in full.
   var modulesToSave: [String] { get set }
-  /// Members of the file that the config has no property for.
+  /// Members of the file that the config has no property for; those of a mapping that it knows may
+  /// be among them as `mapping.key`.
   var unknownKeys: JSONObject { get set }
 
   // The following have defaults: a method need not know them.

@@ -2,7 +2,6 @@ import NN
 import PEFTCore
 import PEFTSupport
 import Tensors
-import TunerDoRA
 import TunerLoRA
 
 /// The methods that adapters can be converted to.
@@ -30,9 +29,10 @@ extension PeftModel {
   ///
   /// EDoRA becomes DoRA, and LoRA-XS becomes LoRA, by multiplying R into A, and LoRA becomes DoRA with
   /// the norms as magnitudes: the same change. A decomposed or dense change becomes LoRA by its leading
-  /// singular values, and EDoRA or LoRA-XS by projection onto the singular vectors of the weight: the
-  /// nearest change of that form, and the report says how near. Modules that are saved in full are
-  /// copied.
+  /// singular values, and LoRA-XS by projection onto the singular vectors of the weight: the nearest
+  /// change of that form, and the report says how near. EDoRA keeps the magnitude, or gets the norms
+  /// of the changed weight, and the update s·B·A is what is projected. Modules that are saved in full
+  /// are copied; a scaling that was changed goes into A.
   ///
   /// - Parameters:
   ///   - name: The adapter.
@@ -40,7 +40,8 @@ extension PeftModel {
   ///   - newName: The new adapter's name.
   ///   - rank: The new rank; the old one's unless given. A conversion that needs none refuses another.
   ///   - isCompact: Whether files of an EDoRA or LoRA-XS adapter leave out A and B.
-  /// - Throws: ``PEFTError``; the model is as it was before then.
+  /// - Throws: ``PEFTError``, also for what the new form or the model has no place for, such as
+  ///   biases; the model is as it was before then.
   @discardableResult
   public func convert(
     _ name: String, to form: AdapterForm, as newName: String, rank: Int? = nil,
@@ -65,7 +66,16 @@ extension PeftModel {
     } catch {
       throw error.located(at: name)
     }
-    try add(newName, any: plan.config, seed: 0)
+    if let config = plan.config as? EDoRAConfig, let recipe, plan.isExact,
+      !config.isCompact, !recipe.isCompact
+    {
+      // With values at once, no A and B are computed from the weights before they are copied.
+      var values = try values(of: name)
+      values.config = config.object
+      try add(newName, values)
+    } else {
+      try add(newName, any: plan.config, seed: 0)
+    }
     do throws(PEFTError) {
       return try fill(newName, from: name, plan)
     } catch {
@@ -116,6 +126,20 @@ struct ConversionPlan {
     _ source: LoRAConfig, _ recipe: EDoRAConfig?, to form: AdapterForm, rank: Int?,
     isCompact: Bool
   ) throws(PEFTError) {
+    if source.bias != .none {
+      throw PEFTError(
+        .unsupported,
+        "the adapter trains biases of the base ('bias': \"\(source.bias.rawValue)\"), which a "
+          + "model keeps for one adapter only, so there is no place for those of the new one",
+        remedy: "Merge it into the base model, which keeps the biases, or train it with 'bias': "
+          + "\"none\".")
+    }
+    if source.usesLoRABias, form != .lora {
+      throw PEFTError(
+        .unsupported,
+        "B has biases ('lora_bias'), which an adapter of \(form.rawValue) cannot hold",
+        remedy: "Convert an adapter without 'lora_bias', or merge this one into the base model.")
+    }
     let isDecomposed = source.usesDoRA || recipe?.method == .edora
     switch form {
     case .lora: isExact = !isDecomposed
@@ -162,209 +186,5 @@ struct ConversionPlan {
       new.isCompact = isCompact
       config = new
     }
-  }
-}
-
-/// The conversion of one layer's adapter.
-struct LayerConversion {
-  let from: AdaptedLayer
-  let to: AdaptedLayer
-  let isExact: Bool
-
-  /// A and P of the old change s·P·A, the magnitude, and s.
-  private func makeOld() throws(PEFTError) -> (
-    a: Tensor, outer: Tensor, magnitude: Tensor?, scaling: Double
-  )? {
-    switch from.layer {
-    case let layer as EDoRALayer:
-      let a = layer.latent.map { linear(layer.a.value.transposed(), $0.value).transposed() }
-      return (
-        a ?? layer.a.value, layer.b.value, layer.weight?.magnitude.value, Double(layer.scaling)
-      )
-    case let layer as DoRALayer:
-      return (
-        layer.factors.a.value, layer.factors.b.value, layer.weight.magnitude.value,
-        layer.factors.scaling
-      )
-    case let layer as any LoRAFactors:
-      let factors = try layer.plainTensors().map(\.value)
-      return (factors[0], factors[1], nil, layer.scaling)
-    default: return nil
-    }
-  }
-
-  /// Sets the new values.
-  ///
-  /// - Returns: ‖ΔW′ − ΔW‖² and ‖ΔW‖², both 0 where nothing is lost.
-  func run() throws(PEFTError) -> (difference: Double, size: Double) {
-    guard let old = try makeOld() else { throw Self.noFactors }
-    switch to.layer {
-    case let layer as EDoRALayer:
-      if isExact, let source = from.layer as? EDoRALayer {
-        try keep(source, in: layer)
-        return (0, 0)
-      }
-      if let source = from.layer as? EDoRALayer, source.rank == layer.rank, layer.mark == nil {
-        layer.a.assign(source.a.value)
-        layer.b.assign(source.b.value)
-      }
-      try project(old.a, old.outer, old.scaling, onto: layer)
-      if let weight = layer.weight {
-        let magnitude: Tensor
-        if let own = old.magnitude {
-          magnitude = own
-        } else {
-          let change = try from.fullChange()
-          let changed = DenseMatrix(from.base.dequantized() + change)
-          magnitude = EDoRALayer.norms(
-            of: HostParameters(weight: .matrix(changed), bias: nil))
-        }
-        weight.magnitude.assign(magnitude.reshaped(weight.magnitude.shape))
-      }
-    case let layer as DoRALayer:
-      layer.factors.a.assign(old.a)
-      layer.factors.b.assign(old.outer)
-      let magnitude = layer.weight.magnitude
-      if let own = old.magnitude {
-        magnitude.assign(own.reshaped(magnitude.shape))
-      } else {
-        try requireValues()
-        magnitude.assign(
-          layer.weight.currentNorms(to.parameters).reshaped(magnitude.shape))
-      }
-      return (0, 0)
-    case let layer as any LoRAFactors:
-      if isExact {
-        layer.a.assign(old.a)
-        layer.b.assign(old.outer)
-        return (0, 0)
-      }
-      try requireValues()
-      try factorise(try from.fullChange(), into: layer)
-    default: throw Self.noFactors
-    }
-    let (before, after) = (try from.fullChange(), try to.fullChange())
-    return ((after + before.scaled(by: -1)).sumOfSquares, before.sumOfSquares)
-  }
-
-  private static var noFactors: PEFTError {
-    PEFTError(
-      .unsupported, "the adapter's layer is not made of factors that can be converted",
-      remedy: "What 'enable_lora', 'target_parameters' and 'ensure_weight_tying' make keeps its "
-        + "form, and so do layers of other programs.")
-  }
-
-  private func requireValues() throws(PEFTError) {
-    guard !(from.base is ShapeOnlyMatrix) else {
-      throw PEFTError(
-        .invalidState, "this conversion needs the base model's weights",
-        remedy: "Load the model instead of describing it.")
-    }
-  }
-
-  /// B·A from the leading singular values of a change.
-  private func factorise(_ change: Tensor, into layer: any LoRAFactors) throws(PEFTError) {
-    let oriented = to.host is Embedding ? change.transposed() : change
-    let most = min(oriented.rows, oriented.columns)
-    guard to.host.groups == 1 else {
-      throw PEFTError(
-        .unsupported, "the change of a convolution with groups cannot be written with two factors",
-        remedy: "Leave this layer out of the adapter.")
-    }
-    guard layer.rank <= most else {
-      throw PEFTError(
-        .invalidConfiguration,
-        "The chosen rank \(layer.rank) is larger than the weight shape (\(most)), please choose a "
-          + "lower rank.")
-    }
-    let factors = Decomposition.factors(
-      [try oriented.decomposed(rank: layer.rank)], groupRank: layer.rank)
-    layer.a.assign(factors.a.scaled(by: Float(1 / layer.scaling)).reshaped(layer.a.shape))
-    layer.b.assign(factors.b.reshaped(layer.b.shape))
-  }
-
-  /// R of the change in the span of the new A and B that is nearest to s·P·A:
-  /// R = (BᵀB)⁻¹ Bᵀ(sPA)Aᵀ(AAᵀ)⁻¹/s′.
-  private func project(
-    _ a: Tensor, _ outer: Tensor, _ scaling: Double, onto layer: EDoRALayer
-  ) throws(PEFTError) {
-    try requireValues()
-    guard let latent = layer.latent else {
-      throw PEFTError(
-        .unsupported, "the recipe has no R ('r_squared': false) that a change could go into",
-        remedy: "Convert the adapter to DoRA or LoRA first.")
-    }
-    let left = linear(layer.b.value.transposed(), outer.transposed())
-    let right = linear(a, layer.a.value)
-    let middle = linear(left, right.transposed())
-    let (bb, aa) = (
-      linear(layer.b.value.transposed(), layer.b.value.transposed()),
-      linear(layer.a.value, layer.a.value)
-    )
-    let first = try solve(bb, middle)
-    let second = try solve(aa, first.transposed()).transposed()
-    latent.assign(second.scaled(by: Float(scaling / Double(layer.scaling))))
-  }
-
-  /// Keeps R and magnitude. Where A and B are made anew, they have to be those of before up to sign.
-  private func keep(_ source: EDoRALayer, in layer: EDoRALayer) throws(PEFTError) {
-    if let magnitude = source.weight?.magnitude { layer.weight?.magnitude.assign(magnitude.value) }
-    guard layer.mark != nil, let latent = source.latent, let newLatent = layer.latent else {
-      layer.a.assign(source.a.value)
-      layer.b.assign(source.b.value)
-      if let latent = source.latent { layer.latent?.assign(latent.value) }
-      return
-    }
-    try requireValues()
-    let rank = layer.rank
-    let (one, other) = (source.b.value, layer.b.value)
-    let signs = (0..<rank).map { column -> Float in
-      let dot = (0..<one.rows).reduce(Float(0)) {
-        $0 + one.scalars[$1 * rank + column] * other.scalars[$1 * rank + column]
-      }
-      return dot < 0 ? -1 : 1
-    }
-    let vector = Tensor(shape: [rank], scalars: signs)
-    let (a, b) = (
-      layer.a.value.scalingRows(by: vector), layer.b.value.scalingColumns(by: vector)
-    )
-    for (new, old) in [(a, source.a.value), (b, source.b.value)] {
-      let error = (new + old.scaled(by: -1)).maximumMagnitude
-      guard error <= 1e-3 * old.maximumMagnitude else {
-        throw PEFTError(
-          .unsupported,
-          "A and B are not those that the recipe makes of this weight, so they cannot be left out",
-          remedy: "Keep the adapter in its full form.")
-      }
-    }
-    newLatent.assign(latent.value.scalingRows(by: vector).scalingColumns(by: vector))
-  }
-
-  /// X of M·X = N for a symmetric positive definite M, by elimination in double precision.
-  private func solve(_ m: Tensor, _ n: Tensor) throws(PEFTError) -> Tensor {
-    let (size, width) = (m.rows, n.columns)
-    var rows = (0..<size).map { row in
-      (m.rowRange(row..<row + 1).scalars + n.rowRange(row..<row + 1).scalars).map(Double.init)
-    }
-    // Squares of singular values that are rounding beside the largest.
-    let least = 1e-12 * (0..<size).reduce(0) { max($0, abs(rows[$1][$1])) }
-    for pivot in 0..<size {
-      let best = (pivot..<size).max { abs(rows[$0][pivot]) < abs(rows[$1][pivot]) } ?? pivot
-      rows.swapAt(pivot, best)
-      guard abs(rows[pivot][pivot]) > least else {
-        throw PEFTError(
-          .numericalFailure,
-          "the weight has fewer than \(size) singular vectors that A and B could be made of",
-          remedy: "Choose a lower rank.")
-      }
-      for row in 0..<size where row != pivot {
-        let factor = rows[row][pivot] / rows[pivot][pivot]
-        for column in pivot..<size + width { rows[row][column] -= factor * rows[pivot][column] }
-      }
-    }
-    let values = rows.enumerated().flatMap { row, numbers in
-      numbers[size...].map { Float($0 / numbers[row]) }
-    }
-    return Tensor(shape: [size, width], scalars: values)
   }
 }

@@ -91,11 +91,26 @@ public struct EDoRAConfig: TunerConfig, Equatable {
   /// What is odd about the settings, given the modules that were matched.
   public func remarks(matching paths: [String]) -> [String] { lora.remarks(matching: paths) }
 
-  /// Members of the file that the config has no property for.
+  /// Members of the file that the config has no property for; those of `reconstruct_config` are
+  /// named with it, `reconstruct_config.key`.
   public var unknownKeys: JSONObject {
-    get { lora.unknownKeys }
-    set { lora.unknownKeys = newValue }
+    get {
+      JSONObject(
+        lora.unknownKeys.members.map { ($0.key, $0.value) }
+          + reconstruction.unknownKeys.members.map { (Self.recipePrefix + $0.key, $0.value) })
+    }
+    set {
+      let isOfRecipe = { (key: String) in key.hasPrefix(Self.recipePrefix) }
+      lora.unknownKeys = JSONObject(
+        newValue.members.filter { !isOfRecipe($0.key) }.map { ($0.key, $0.value) })
+      reconstruction.unknownKeys = JSONObject(
+        newValue.members.filter { isOfRecipe($0.key) }.map {
+          (String($0.key.dropFirst(Self.recipePrefix.count)), $0.value)
+        })
+    }
   }
+
+  private static let recipePrefix = "reconstruct_config."
 
   private static let ownKeys = ["init_sigma", "reconstruct_config", "compact"]
   static let reconstructionFile = "reconstr_config.json"

@@ -5,7 +5,7 @@ package enum LoRAKey {
   /// B, of whatever layer but an embedding.
   package static let b = "lora_B.weight"
   /// The bias of B.
-  static let bias = "lora_B.bias"
+  package static let bias = "lora_B.bias"
   /// A of an embedding.
   static let embeddingA = "lora_embedding_A"
   /// B of an embedding.

@@ -11,6 +11,31 @@ struct UmbrellaTests {
     #expect((config as? LoRAConfig)?.rank == 3)
   }
 
+  /// Also keys within a mapping, which are compared with that mapping's.
+  @Test(arguments: [
+    ("replacement_module_random_int", "Did you mean 'replacement_module_random_init'?"),
+    ("r_sqared", "Did you mean 'r_squared'?"),
+  ])
+  func runSettingsRefuseUnknownKeysOfEDoRAsRecipe(_ key: String, _ remedy: String) throws {
+    func run(_ key: String) throws -> RunConfiguration {
+      let text = """
+        {"model": "m", "output_dir": "o", "method": "edora",
+         "edora": {"r": 4, "reconstruct_config": {"half_init_dec": true, "\(key)": true}}}
+        """
+      let object = try #require(try JSONValue(parsing: text).object)
+      return try RunConfiguration(object, registry: .standard)
+    }
+    let right = try run("r_squared")
+    let config = try right.adapterConfig(registry: .standard, task: .causalLM)
+    #expect((config as? EDoRAConfig)?.reconstruction.drawsHalfOfB == true)
+    let wrong = try run(key)
+    let error = #expect(throws: PEFTError.self) {
+      _ = try wrong.adapterConfig(registry: .standard, task: .causalLM)
+    }
+    #expect(error?.message == "unknown key 'edora.reconstruct_config.\(key)'")
+    #expect(error?.remedy == remedy)
+  }
+
   @Test func extendingACopyLeavesTheStandardRegistryAlone() {
     var own = TunerRegistry.standard
     own.register(TaskType("RANKING", modelClassName: "RankingModel"))

@@ -90,6 +90,60 @@ struct GoldenTests {
     }
   }
 
+  /// With a given draw, dropout is a change of the input of the change alone, as in peft; a pass in
+  /// training does that with its own draw, and so do its gradients, the input's included.
+  @Test(arguments: ["linear-dropout", "conv2d-dropout"])
+  func dropoutActsOnTheChangeAlone(_ name: String) throws {
+    let golden = try Self.golden(name)
+    let (host, peft) = try golden.model()
+    let x = Parameter(try golden.input.tensor("x"))
+    let output = golden.output(
+      host, peft, x, droppedBy: try golden.input.tensor("dropout"))
+    #expect(relativeError(output, try golden.expected.tensor("dropout.output")) < 1e-5)
+    let gradients = contracted(output, try golden.input.tensor("upstream")).backward()
+    for tensor in peft.trainableTensors {
+      let gradient = try #require(gradients[tensor.parameter])
+      let expected = try golden.expected.tensor("dropout.grad.\(tensor.key)")
+      #expect(relativeError(gradient, expected) < 1e-4, "\(tensor.key)")
+    }
+    let config = try #require(try peft.config("default") as? LoRAConfig)
+    var errors = try golden.dropoutErrors(host, peft, probability: config.dropout, seed: 4)
+    let dropped = try #require(errors["dropped"])
+    #expect(dropped > 0)
+    errors["dropped"] = nil
+    #expect(errors.count == 5)
+    for (key, error) in errors { #expect(error < 1e-4, "\(key): \(error)") }
+  }
+
+  /// Derivatives by finite differences on every kind of layer, in training with dropout: with the
+  /// norm taken through all are those of the function, else those of A and B are not. The
+  /// magnitude's and the input's always are.
+  @Test(
+    arguments: [
+      "linear-dropout", "gpt2-conv1d", "conv1d", "conv2d-3x3", "conv2d-groups", "conv3d",
+      "embedding",
+    ], [true, false])
+  func derivativesAreThoseOfTheFunction(_ name: String, _ detachesNorm: Bool) throws {
+    let golden = try Self.golden(name)
+    let (host, peft) = try golden.model()
+    var config = try #require(try peft.config("default") as? LoRAConfig)
+    config.detachesNorm = detachesNorm
+    config.dropout = 0.25
+    config.initialization = .random
+    try peft.add("n", config, seed: 6)
+    try peft.setActive(["n"])
+    let tensors = peft.trainableTensors.map(\.parameter)
+    tensors[2].update { $0 = $0.scaled(by: 1.3) }
+    let (input, x) = try golden.makeInput()
+    var context = golden.context(input)
+    context.dropoutSeed = 5
+    func run() -> Tensor { host.run(x.map { golden.makeInput($0.tensor) } ?? input, context) }
+    let always = GradientCheck([tensors[2]] + (x.map { [$0] } ?? []), run)
+    #expect(always.maximumError < 5e-3, "\(always)")
+    let check = GradientCheck(Array(tensors[..<2]), run)
+    #expect((check.maximumError < 5e-3) == !detachesNorm, "\(check)")
+  }
+
   @Test(arguments: cases)
   func lossesEqualTorch(_ name: String) throws {
     let golden = try Self.golden(name)

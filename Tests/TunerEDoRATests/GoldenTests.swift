@@ -107,6 +107,60 @@ struct GoldenTests {
     }
   }
 
+  /// With a given draw, dropout is a change of the input of the change alone, and the formula's
+  /// gradients are those of the transcription; a pass in training does that with its own draw.
+  @Test func dropoutActsOnTheChangeAlone() throws {
+    let golden = try Self.golden("linear-dropout")
+    let (host, peft) = try golden.model()
+    let x = Parameter(try golden.input.tensor("x"))
+    let output = golden.output(
+      host, peft, x, droppedBy: try golden.input.tensor("dropout"))
+    #expect(relativeError(output, try golden.expected.tensor("dropout.output")) < 1e-5)
+    let gradients = contracted(output, try golden.input.tensor("upstream")).backward()
+    #expect(peft.trainableTensors.count == 2)
+    for tensor in peft.trainableTensors {
+      let gradient = try #require(gradients[tensor.parameter])
+      let expected = try golden.expected.tensor("dropout.grad.\(Self.letter(tensor.key))")
+      #expect(relativeError(gradient, expected) < 1e-4, "\(tensor.key)")
+    }
+    var errors = try golden.dropoutErrors(host, peft, probability: 0.25, seed: 4)
+    let dropped = try #require(errors["dropped"])
+    #expect(dropped > 0)
+    errors["dropped"] = nil
+    #expect(errors.count == 4)
+    for (key, error) in errors { #expect(error < 1e-4, "\(key): \(error)") }
+  }
+
+  /// Derivatives by finite differences, in training with dropout: with the norm taken through all
+  /// are those of the function, else R's are not. The magnitude's and the input's always are.
+  @Test(arguments: ["linear-dropout", "linear", "gpt2-conv1d", "trained-factors"], [true, false])
+  func derivativesAreThoseOfTheFunction(_ name: String, _ detachesNorm: Bool) throws {
+    let golden = try Self.golden(name)
+    let (host, peft) = try golden.model()
+    var config = try #require(try peft.config("default") as? EDoRAConfig)
+    config.lora.detachesNorm = detachesNorm
+    config.lora.dropout = 0.25
+    config.sigma = 0.3
+    try peft.add("n", config, seed: 6)
+    try peft.setActive(["n"])
+    for tensor in peft.trainableTensors {
+      let noise = Tensor.normal(
+        tensor.parameter.shape, deviation: 0.2,
+        key: DropoutKey(seed: 2, stream: siteID(tensor.key)))
+      tensor.parameter.update { $0 = $0 + noise }
+    }
+    let x = Parameter(try golden.input.tensor("x"))
+    var context = golden.context(.features(x.value))
+    context.dropoutSeed = 5
+    let tensors = peft.trainableTensors
+    let magnitude = try #require(tensors.last { $0.key.contains("magnitude") }).parameter
+    let factors = tensors.map(\.parameter).filter { $0.id != magnitude.id }
+    let always = GradientCheck([magnitude, x]) { host.run(.features(x.tensor), context) }
+    #expect(always.maximumError < 5e-3, "\(always)")
+    let check = GradientCheck(factors) { host.run(.features(x.tensor), context) }
+    #expect((check.maximumError < 5e-3) == !detachesNorm, "\(check)")
+  }
+
   /// A new adapter's A and B are the weight's singular vectors up to sign, its magnitude the norm.
   @Test(arguments: cases, [Reconstruction.Decomposition.exact, .randomized(iterations: 10)])
   func initialFactorsAreSingularVectors(

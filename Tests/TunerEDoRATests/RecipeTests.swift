@@ -175,8 +175,12 @@ struct RecipeTests {
     let fixture = Fixture()
     try fixture.peft.add(
       "a", Self.config(method, Reconstruction(drawsHalfOfB: true), isCompact: true), seed: 5)
-    try fixture.peft.tensors(of: "a").last.map { last in
-      last.parameter.update { value in value = value.scaled(by: 1) }
+    // As after training: R and the magnitude are others than those of a new adapter.
+    for tensor in try fixture.peft.tensors(of: "a") where tensor.parameter.isTrainable {
+      let shape = tensor.parameter.shape
+      let noise = Tensor.normal(
+        shape, deviation: 0.2, key: DropoutKey(seed: 9, stream: siteID(tensor.key)))
+      tensor.parameter.update { value in value = value + noise }
     }
     let expected = fixture.output(x)
     try fixture.peft.save(folder("compact"))
@@ -231,6 +235,15 @@ struct RecipeTests {
           decomposition: .randomized(iterations: 3), randomState: 9, drawsHalfOfB: true))
     #expect(config.unknownKeys.keys == ["unknown"])
     #expect(try EDoRAConfig(config.object) == config)
+    // What others write into the recipe is kept, and named for those who want none of it.
+    var recipe = try EDoRAConfig(
+      object([("reconstruct_config", ["half_init_dec": true, "half_init_enc": true])]))
+    #expect(recipe.unknownKeys.keys == ["reconstruct_config.half_init_enc"])
+    #expect(recipe.object["reconstruct_config"]?["half_init_enc"] == true)
+    #expect(try EDoRAConfig(recipe.object) == recipe)
+    recipe.unknownKeys = JSONObject([("reconstruct_config.other", 1), ("unknown", 2)])
+    #expect(recipe.object["reconstruct_config"]?["half_init_enc"] == nil)
+    #expect(recipe.object["reconstruct_config"]?["other"] == 1 && recipe.object["unknown"] == 2)
     for (members, text) in [
       ([("init_sigma", -1)], "'init_sigma' is -1"),
       ([("init_sigma", "small")], "'init_sigma'"),

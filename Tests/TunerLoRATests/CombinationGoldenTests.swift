@@ -90,6 +90,66 @@ struct CombinationGoldenTests {
       missing?.message == "combining DoRA adapters needs the weights of the base model")
   }
 
+  /// Rows without a direction, and magnitudes that training made zero: a DoRA adapter by itself at
+  /// weight 1, or beside one that does not touch the row, is the sum W + Σ wᵢΔWᵢ, whose rows with
+  /// ‖W + s·B·A‖ = 0 are zero (as `ColumnScale` has them) and with m = 0 too.
+  @Test(arguments: [1, 2], [Combination.Kind.cat, .linear])
+  func addsRowsOfZeros(_ count: Int, _ kind: Combination.Kind) throws {
+    // Row 1 of the base is zero, and both B's; row 2 has magnitude 0 in the first adapter.
+    func values(_ seed: UInt64, zeros: [Int]) -> (a: Tensor, b: Tensor) {
+      let b = Tensor.normal([4, 2], deviation: 1, key: DropoutKey(seed: seed, stream: 2))
+      let kept = Tensor(shape: [4], scalars: (0..<4).map { zeros.contains($0) ? 0 : 1 })
+      return (
+        .normal([2, 3], deviation: 1, key: DropoutKey(seed: seed, stream: 1)),
+        b.scalingRows(by: kept)
+      )
+    }
+    let weight = Tensor.normal([4, 3], deviation: 1, key: DropoutKey(seed: 1, stream: 1))
+      .scalingRows(by: Tensor(shape: [4], scalars: [1, 0, 1, 1]))
+    let (first, second) = (values(2, zeros: [1]), values(3, zeros: [1, 2]))
+    let magnitude: [Float] = [0.7, 0.4, 0, 1.3]
+    let path = "base_model.model.lin"
+    var config = LoRAConfig(rank: 2, alpha: 2, targets: TargetSelection(.list(["lin"])))
+    let plain = AdapterValues(
+      name: "plain", config: config.object,
+      tensors: [("\(path).lora_A.weight", second.a), ("\(path).lora_B.weight", second.b)])
+    config.usesDoRA = true
+    let dora = AdapterValues(
+      name: "dora", config: config.object,
+      tensors: [
+        ("\(path).lora_A.weight", first.a), ("\(path).lora_B.weight", first.b),
+        ("\(path).lora_magnitude_vector", Tensor(shape: [4], scalars: magnitude)),
+      ])
+    /// m∘V/‖V‖ in double precision.
+    func decomposed(_ part: (a: Tensor, b: Tensor), _ magnitude: [Float]) throws -> [Double] {
+      let change = Reference.product(try FactoredChange(a: part.a, b: part.b))
+      var result = zip(weight.scalars, change).map { Double($0) + $1 }
+      for row in 0..<4 {
+        let length = (0..<3).reduce(0) { $0 + result[3 * row + $1] * result[3 * row + $1] }
+          .squareRoot()
+        for column in 0..<3 {
+          result[3 * row + column] *= length == 0 ? 0 : Double(magnitude[row]) / length
+        }
+      }
+      return result
+    }
+    let sum = try CombinationCase.registry.combine(
+      [CombinationSource(dora, weight: 1), CombinationSource(plain, weight: 1)].prefix(count)
+        .map { $0 }, Combination(kind),
+      base: BaseWeights { (_, _, _, _) throws(PEFTError) in weight }
+    ).state
+    var expected = try decomposed(first, magnitude)
+    if count == 2 {
+      let more = Reference.product(try FactoredChange(a: second.a, b: second.b))
+      expected = zip(expected, more).map { $0 + $1 }
+    }
+    let made = try #require(
+      try LoRAParts(CombinationSource(sum, weight: 1)).modules["lin"])
+    let actual = try decomposed((made.a, made.b), try #require(made.magnitude).scalars)
+    #expect(made.scaling == 1)
+    expectClose(actual, expected, 1e-6, "sum")
+  }
+
   /// Each value beyond the quantile of all values of A and B is replaced by it.
   @Test func clampsToAQuantile() throws {
     let golden = try #require(Self.cases.first { $0.name == "svd-clamp" })

@@ -1,3 +1,5 @@
+import LayerTestSupport
+import Models
 import NN
 import PEFTCore
 import PEFTSupport
@@ -233,6 +235,56 @@ struct CombinationModelTests {
       }
       #expect(1 - rest / total >= 0.7 - 1e-5, "\(old.path)")
     }
+  }
+
+  /// Rows of an embedding that are trained, and layers that stand there twice, are in the folder.
+  @Test func conversionsKeepRowsAndStacks() throws {
+    func logits(_ peft: PeftModel) throws -> Tensor {
+      let model = try #require(peft.base as? any CausalLanguageModel)
+      let batch = TokenBatch([[3, 17, 5, 9], [2, 3]])
+      return withoutGradients { model.logits(batch, ForwardContext(batch.layout)) }
+    }
+    let peft = try FileGoldenTests.load()
+    var config = LoRAConfig(
+      rank: 4, targets: TargetSelection(.list(["q_proj", "down_proj"])), initialization: .random)
+    config.layerReplication = [0..<2, 1..<2]
+    config.trainableTokens = .inputEmbedding([3, 17])
+    config.ensuresWeightTying = true
+    try peft.add("default", config)
+    let plain = try logits(peft)
+    let rows = try #require(
+      try peft.tensors(of: "default").first { $0.key.contains("trainable_tokens_delta") })
+    rows.parameter.update { $0 = $0.scaled(by: -2) }
+    let expected = try logits(peft)
+    #expect(relativeError(plain, expected) > 1e-2)
+    let folder = try TemporaryFolder()
+    try peft.saveAsLoRA(folder("lora"), rank: .fixed(4))
+    let again = try FileGoldenTests.load()
+    try again.load(folder("lora"))
+    #expect(relativeError(try logits(again), expected) < 1e-5)
+    let read = try #require(try again.config("default") as? LoRAConfig)
+    #expect(read.layerReplication == config.layerReplication && read.ensuresWeightTying)
+    // Beside the first one, too.
+    try peft.load(folder("lora"), as: "again")
+    try peft.setActive(["again"])
+    #expect(relativeError(try logits(peft), expected) < 1e-5)
+  }
+
+  /// A head with its embedding's factors would get factors for itself.
+  @Test func conversionsRefuseTiedHeads() throws {
+    let peft = try GoldenCase("llama").loadModel()
+    var config = LoRAConfig(
+      rank: 4, targets: TargetSelection(.list(["embed_tokens", "q_proj"])),
+      initialization: .random)
+    config.ensuresWeightTying = true
+    try peft.add("tied", config)
+    let folder = try TemporaryFolder()
+    try peft.refuses(
+      "the module 'lm_head' has the change of the embedding that it is tied to "
+        + "('ensure_weight_tying'), which cannot be converted", .unsupported, at: "tied",
+      remedy: "Keep the adapter as it is."
+    ) { try peft.saveAsLoRA(folder("x"), adapter: "tied", rank: .fixed(4)) }
+    #expect(folder.names.isEmpty)
   }
 
   /// A tuner that knows nothing of factors: its whole change is decomposed.

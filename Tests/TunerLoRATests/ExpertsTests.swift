@@ -1,3 +1,4 @@
+import LayerTestSupport
 import NN
 import PEFTCore
 import PEFTSupport
@@ -53,6 +54,16 @@ struct ExpertsTests {
     try golden.expect(block, "output.active", ["default"])
     try peft.setActive([])
     try golden.expect(block, "output.base", [])
+  }
+
+  @Test func conversionToLoRAIsRefused() throws {
+    let golden = try ExpertsCase(try #require(Self.cases.first))
+    let (_, peft) = try golden.load()
+    try peft.load(golden.path("adapter"))
+    try peft.refuses(
+      "the adapter changes weights that no layer holds ('target_parameters'), which cannot be "
+        + "converted", .unsupported, at: "default", remedy: "Keep the adapter as it is."
+    ) { _ = try peft.convertToLoRA(rank: .fixed(2)) }
   }
 
   @Test(arguments: cases)

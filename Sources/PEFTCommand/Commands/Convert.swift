@@ -9,7 +9,8 @@ struct Convert: ParsableCommand {
     abstract: "Write an adapter in the form of another method.",
     discussion: """
       EDoRA to DoRA, LoRA-XS to LoRA and LoRA to DoRA keep the change as it is. Other conversions \
-      write the nearest change that the form can hold and say how near it is. Modules that the \
+      write the nearest change that the form can hold and say how near it is; to EDoRA, magnitudes \
+      are kept and the update beside them is what is brought near. Modules that the \
       adapter saves in full, such as a classifier, are written too. The result is compared with \
       the original on a few tokens.
 

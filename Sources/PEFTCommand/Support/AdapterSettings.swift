@@ -40,11 +40,8 @@ struct AdapterSettings {
         object[key] = wanted
       }
       config = try registry.config(object)
-      if let key = config.unknownKeys.keys.first {
-        let known = config.object.keys.filter { config.unknownKeys[$0] == nil }
-        throw PEFTError(
-          .invalidConfiguration, "unknown key '\(key)'",
-          remedy: Spelling.suggestion(for: key, among: known + LoRAConfig.knownKeys))
+      if let (key, remedy) = config.unknownKey(besides: LoRAConfig.knownKeys) {
+        throw PEFTError(.invalidConfiguration, "unknown key '\(key)'", remedy: remedy)
       }
     } catch {
       throw error.located(at: place)

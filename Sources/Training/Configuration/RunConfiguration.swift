@@ -137,11 +137,9 @@ public struct RunConfiguration: Sendable {
     do { config = try registry.config(object) } catch {
       throw error.located(at: "'\(method)'")
     }
-    if let key = config.unknownKeys.keys.first {
-      let known = config.object.keys.filter { config.unknownKeys[$0] == nil }
+    if let (key, remedy) = config.unknownKey() {
       throw PEFTError(
-        .invalidConfiguration, "unknown key '\(method).\(key)'",
-        remedy: Spelling.suggestion(for: key, among: known))
+        .invalidConfiguration, "unknown key '\(method).\(key)'", remedy: remedy)
     }
     return config
   }

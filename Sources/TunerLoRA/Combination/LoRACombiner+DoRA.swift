@@ -11,7 +11,8 @@ extension LoRACombiner {
   ///
   /// W + Σ wᵢΔWᵢ = D∘(W + Σ wᵢsᵢ(cᵢ/D)∘BᵢAᵢ),
   ///
-  /// which is a DoRA adapter with magnitude D∘‖W + B'A'‖.
+  /// which is a DoRA adapter with magnitude D∘‖W + B'A'‖. A row with D = 0 is one of zeros where the
+  /// sum of the updates is zero too, and has magnitude 0; any other is no row of a DoRA adapter.
   func decomposedChange(
     _ parts: [CombinationPart], magnitudes: [Tensor?], at path: String, _ like: LoRAPart,
     rank: Int
@@ -56,20 +57,25 @@ extension LoRACombiner {
           remedy: "The adapter was made for another base model.")
       }
       let changed = weight + part.factors.product(scale: part.scaling)
-      factors.append(zip(magnitude.scalars, norms(changed)).map { Double($0) / $1 })
+      // A row of zeros stays one whatever it is multiplied by; 1 leaves it out of D.
+      factors.append(zip(magnitude.scalars, norms(changed)).map { $1 == 0 ? 1 : Double($0) / $1 })
     }
-    let total = (0..<weight.rows).map { row in
+    var total = (0..<weight.rows).map { row in
       zip(parts, factors).reduce(1) { $0 + $1.0.weight * ($1.1[row] - 1) }
     }
-    if let row = total.firstIndex(where: { !($0.magnitude > 1e-6) }) {
+    let lost = total.indices.filter { !(total[$0].magnitude > 1e-6) }
+    if let row = firstUpdated(of: lost, weight, parts, factors) {
       throw PEFTError(
         .numericalFailure,
         "the weights of the DoRA adapters cancel row \(row) of the base's weight", at: path,
         remedy: "Change the weights of the combination.")
     }
+    for row in lost { total[row] = 0 }
     var scaled: [CombinationPart] = []
     for (part, factor) in zip(parts, factors) {
-      let rows = Tensor(shape: [total.count], scalars: zip(factor, total).map { Float($0 / $1) })
+      let rows = Tensor(
+        shape: [total.count],
+        scalars: zip(factor, total).map { $1 == 0 ? 0 : Float($0 / $1) })
       scaled.append(
         CombinationPart(
           adapter: part.adapter,
@@ -82,6 +88,25 @@ extension LoRACombiner {
       combined,
       Tensor(shape: magnitudeShape(like), scalars: zip(total, lengths).map { Float($0 * $1) })
     )
+  }
+
+  /// The first of some rows in which Σ wᵢsᵢcᵢ∘BᵢAᵢ is more than rounding beside the row of the base
+  /// and those of the parts.
+  private func firstUpdated(
+    of rows: [Int], _ weight: Tensor, _ parts: [CombinationPart], _ factors: [[Double]]
+  ) -> Int? {
+    if rows.isEmpty { return nil }
+    let updates = parts.map { $0.factors.product(scale: $0.weight * $0.scaling) }
+    return rows.first { row in
+      var sum = Tensor.zeros([1, weight.columns])
+      var size = norms(weight.rowRange(row..<row + 1))[0]
+      for (update, factor) in zip(updates, factors) {
+        let own = update.rowRange(row..<row + 1)
+        size += norms(own)[0]
+        sum = sum + own.scaled(by: Float(factor[row]))
+      }
+      return !(norms(sum)[0] <= 1e-6 * size)
+    }
   }
 
   /// As peft stores magnitudes: a vector, with dimensions of 1 around it for a convolution.

@@ -28,14 +28,14 @@ extension PeftModel {
   /// Approximates an adapter by LoRA: a truncated singular value decomposition of each change of a
   /// weight (peft's `convert_to_lora`).
   ///
-  /// Changes that are products of factors are decomposed without being made. Modules trained in full are
-  /// taken over.
+  /// Changes that are products of factors are decomposed without being made. Modules and rows of
+  /// embeddings that are trained in full, and the order of the layers, are taken over.
   ///
   /// - Parameters:
   ///   - adapter: The adapter.
   ///   - rank: The rank, or how it is chosen.
   /// - Throws: ``PEFTError``: no such adapter, a rank that is not possible, changes that are not those of
-  ///   a weight, a decomposition that fails.
+  ///   a weight or that two layers share, a decomposition that fails.
   public func convertToLoRA(
     _ adapter: String = "default", rank: LoRAConversion.Rank
   ) throws(PEFTError) -> LoRAConversion {
@@ -48,6 +48,7 @@ extension PeftModel {
           + "need for that.")
     }
     let layers = try adaptedLayers(of: adapter)
+    try Self.checkTies(layers, adapter)
     var changes: [DecomposedLayer] = []
     for layer in layers {
       do { changes.append(try DecomposedLayer(layer, rank)) } catch {
@@ -116,6 +117,25 @@ extension PeftModel {
         .unsupported, "The adapter's config sets lora_bias=true, which cannot be converted.",
         at: adapter, remedy: "Keep the adapter as it is.")
     }
+    if !config.targetParameters.isEmpty {
+      throw PEFTError(
+        .unsupported,
+        "the adapter changes weights that no layer holds ('target_parameters'), which cannot be "
+          + "converted", at: adapter, remedy: "Keep the adapter as it is.")
+    }
+  }
+
+  /// Refuses a layer that has the factors of another one: each layer gets factors for itself.
+  private static func checkTies(
+    _ layers: [AdaptedLayer], _ adapter: String
+  ) throws(PEFTError) {
+    let tied = layers.first { $0.layer.parameters.contains(where: \.isTransposed) }
+    guard let tied else { return }
+    throw PEFTError(
+      .unsupported,
+      "the module '\(tied.path)' has the change of the embedding that it is tied to "
+        + "('ensure_weight_tying'), which cannot be converted", at: adapter,
+      remedy: "Keep the adapter as it is.")
   }
 
   private static func loraConfig(
@@ -135,6 +155,9 @@ extension PeftModel {
     config.taskType = source.taskType
     config.baseModel = source.baseModel
     config.modulesToSave = source.modulesToSave
+    config.trainableTokens = source.trainableTokens
+    config.layerReplication = source.layerReplication
+    config.ensuresWeightTying = source.ensuresWeightTying
     return config
   }
 }
