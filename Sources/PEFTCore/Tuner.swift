@@ -130,6 +130,6 @@ public struct AdapterSite {
   /// Whether initial values that depend on the host's weight are to be computed: not when others
   /// are read next, nor in a model that is only described.
   public var initializesFromWeight: Bool {
-    !isLoading && !(parameters.matrix is ShapeOnlyMatrix)
+    !isLoading && parameters.matrix.hasValues
   }
 }

@@ -138,7 +138,8 @@ final class EDoRALayer: TunerLayer {
 
   /// A compact file has no A and B: they are computed, and must be those that R was trained with.
   func didLoad(on parameters: HostParameters) throws(PEFTError) {
-    guard let mark else { return }
+    // A model that is only described has nothing to check, or to make A and B of.
+    guard let mark, parameters.matrix.hasValues else { return }
     // What was loaded says which base it is; checked before a decomposition is computed.
     guard Fingerprint.isOf(parameters.matrix, mark.value) else {
       throw PEFTError(
