@@ -132,6 +132,8 @@ public struct AdapterParameter {
     self.isTrained = isTrained
   }
 
+  /// Whether files hold it in F32 whatever the precision of the others.
+  public var isExact = false
   /// The keys under which files may hold it, that under which it is written first.
   public func keys(at path: String) -> [String] {
     (["\(path)\(separator)\(suffix)"] + otherSuffixes.map { "\(path).\($0)" })

@@ -176,7 +176,12 @@ final class EDoRALayer: TunerLayer {
       result.append(parameter)
     }
     if let weight { result.append(AdapterParameter(LoRAKey.magnitude, weight.magnitude)) }
-    if let mark { result.append(AdapterParameter("base_fingerprint", mark, isTrained: false)) }
+    if let mark {
+      var parameter = AdapterParameter("base_fingerprint", mark, isTrained: false)
+      // Numbers of 16 bits, and sums that are compared closely.
+      parameter.isExact = true
+      result.append(parameter)
+    }
     return result
   }
 

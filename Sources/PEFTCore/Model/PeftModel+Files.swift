@@ -97,7 +97,8 @@ extension PeftModel {
   ///   - path: The folder.
   ///   - adapter: The adapter; the only active one by default.
   ///   - form: The trained form or the plain one.
-  ///   - type: What the tensors are written in: F32, F16 or BF16.
+  ///   - type: What the tensors are written in: F32, F16 or BF16; those stay F32 that another
+  ///     precision would spoil.
   ///   - card: Text of `README.md` after the front matter.
   ///   - embeddings: Whether the base's embeddings are saved too.
   ///   - extraFiles: Further files, by name, as a training run adds them.
@@ -155,7 +156,8 @@ extension PeftModel {
     }
     try AdapterFolder.write(
       state, config: isPlain ? record.config.plain() : record.config,
-      isTransformersModel: !info.modelType.isEmpty, as: type, card: card, into: folder)
+      isTransformersModel: !info.modelType.isEmpty, as: type,
+      exact: Set(try tensors(of: name).filter(\.isExact).map(\.key)), card: card, into: folder)
   }
 
   /// Writes several adapters the way peft does: the one named `default` into the folder itself,

@@ -1,0 +1,70 @@
+import LayerTestSupport
+import Models
+import NN
+import PEFTCore
+import PEFTSupport
+import Tensors
+import TestSupport
+import Testing
+import TunerDoRA
+import TunerLoRA
+
+@testable import TunerEDoRA
+
+/// Adapter folders on a whole model: exchange, precisions, what stays in a folder. Expected outputs are
+/// those of the same adapters on a fresh model.
+struct FolderTests {
+  private let folder: TemporaryFolder
+
+  init() throws { folder = try TemporaryFolder() }
+
+  private static func load() throws -> PeftModel {
+    let folder = TestData.golden("files/model")
+    let loaded = try ModelLoader.load(folder)
+    return PeftModel(
+      loaded.model,
+      info: BaseModelInfo(modelType: "llama", nameOrPath: folder, outputHeads: loaded.outputHeads),
+      registry: GoldenTests.registry)
+  }
+
+  private static func output(_ peft: PeftModel) throws -> Tensor {
+    let model = try #require(peft.base as? any CausalLanguageModel)
+    let batch = TokenBatch([[5, 17, 30, 2, 9], [39, 3, 3, 11, 28]])
+    return withoutGradients { model.logits(batch, ForwardContext(batch.layout)) }
+  }
+
+  private static func config(
+    _ method: EDoRAConfig.Method, _ targets: [String] = ["q_proj", "down_proj"],
+    isCompact: Bool = false
+  ) -> EDoRAConfig {
+    EDoRAConfig(
+      method, rank: 4, alpha: 6, targets: TargetSelection(.list(targets)), sigma: 0.3,
+      isCompact: isCompact)
+  }
+
+  private func save(
+    _ config: EDoRAConfig, _ name: String, seed: UInt64, as type: ElementType = .float32
+  ) throws -> Tensor {
+    let peft = try Self.load()
+    try peft.add("default", config, seed: seed)
+    for tensor in try peft.tensors(of: "default") where tensor.key.hasSuffix("magnitude_vector") {
+      tensor.parameter.update { value in value = value.scaled(by: 1.2) }
+    }
+    try peft.save(folder(name), as: type)
+    return try Self.output(peft)
+  }
+
+  /// The fingerprint has numbers of 16 bits, which 16 bits of a float do not hold.
+  @Test(arguments: EDoRAConfig.Method.allCases, [ElementType.bfloat16, .float16])
+  func compactFilesOfHalfPrecision(_ method: EDoRAConfig.Method, _ type: ElementType) throws {
+    let expected = try save(Self.config(method, isCompact: true), "half", seed: 1, as: type)
+    let file = try SafetensorsFile(folder("half/\(AdapterFolder.weightsName)"))
+    for entry in file.entries {
+      #expect(entry.type == (entry.name.hasSuffix("fingerprint") ? .float32 : type))
+    }
+    let peft = try Self.load()
+    try peft.load(folder("half"))
+    // R and m are rounded.
+    #expect(relativeError(try Self.output(peft), expected) < 0.02)
+  }
+}
