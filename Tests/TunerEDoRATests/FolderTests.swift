@@ -67,4 +67,27 @@ struct FolderTests {
     // R and m are rounded.
     #expect(relativeError(try Self.output(peft), expected) < 0.02)
   }
+
+  /// A recipe that an EDoRA adapter left would make another method of the adapter after it.
+  @Test func recipesOfOldAdaptersAreRemoved() throws {
+    let peft = try Self.load()
+    try peft.add("edora", Self.config(.edora))
+    try peft.add(
+      "lora",
+      LoRAConfig(
+        rank: 4, alpha: 3, targets: TargetSelection(.list(["q_proj"])), initialization: .random))
+    let path = folder("adapter")
+    try FileSystem.createDirectory(path)
+    try FileSystem.write(folder("adapter/notes.txt"), "mine")
+    try peft.write(into: path, adapter: "edora")
+    #expect(FileSystem.exists(folder("adapter/\(EDoRAConfig.reconstructionFile)")))
+    try peft.write(into: path, adapter: "lora")
+    #expect(
+      try FileSystem.list(path)
+        == ["README.md", "adapter_config.json", "adapter_model.safetensors", "notes.txt"])
+    let registry = GoldenTests.registry
+    #expect(try registry.config(of: AdapterFolder(path)) is LoRAConfig)
+    try peft.write(into: path, adapter: "edora")
+    #expect(try registry.config(of: AdapterFolder(path)) is EDoRAConfig)
+  }
 }

@@ -126,7 +126,8 @@ extension PeftModel {
     }
   }
 
-  /// Writes the three files of an adapter into a folder that exists.
+  /// Writes the files of an adapter into a folder that exists, and removes those of an adapter before
+  /// it that would be taken for this one's.
   public func write(
     into folder: String, adapter: String? = nil, form: SavedForm = .automatic,
     as type: ElementType = .float32, card: String? = nil,
@@ -154,9 +155,13 @@ extension PeftModel {
       // Of an adapter that was here before.
       FileSystem.removeTree(referencesPath)
     }
+    let config = isPlain ? record.config.plain() : record.config
+    // Nor do settings of another method stay that would make another one of this adapter.
+    for file in registry.settingsFiles.subtracting(config.files.map(\.name)) {
+      FileSystem.removeTree(FileSystem.join(folder, file))
+    }
     try AdapterFolder.write(
-      state, config: isPlain ? record.config.plain() : record.config,
-      isTransformersModel: !info.modelType.isEmpty, as: type,
+      state, config: config, isTransformersModel: !info.modelType.isEmpty, as: type,
       exact: Set(try tensors(of: name).filter(\.isExact).map(\.key)), card: card, into: folder)
   }
 
