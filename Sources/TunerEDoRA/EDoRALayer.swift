@@ -145,7 +145,8 @@ final class EDoRALayer: TunerLayer {
       throw PEFTError(
         .invalidAdapter,
         "the compact adapter was made for another base model: this module's weight is another one",
-        remedy: "Load the base model that it was trained on, in the same precision.")
+        remedy: "Load the base model that it was trained on, in the same precision "
+          + "(--precision of the peft tool).")
     }
     try computeFactors(parameters)
     guard Fingerprint.agrees(makeMark(parameters), mark.value) else {
