@@ -62,9 +62,10 @@ extension PeftModel {
         "Cannot hot-swap adapter '\(name)' because it is currently merged into the base weights.",
         remedy: "Please unmerge the adapter first.")
     }
-    try Self.checkCompatible(record.config.object, folder.config, at: folder.configPath)
+    try Self.checkCompatible(
+      record.config.object, try registry.members(of: folder), at: folder.configPath)
     var config: any TunerConfig
-    do { config = try registry.config(folder.config) } catch {
+    do { config = try registry.config(of: folder) } catch {
       throw error.located(at: folder.configPath)
     }
     config.modulesToSave = record.config.modulesToSave
