@@ -158,6 +158,16 @@ final class EDoRALayer: TunerLayer {
     }
   }
 
+  /// A, B and m as those of a new layer, and R zero, or A where there is no R.
+  func becomeEmpty(on parameters: HostParameters) throws(PEFTError) {
+    guard parameters.matrix.hasValues else { return }
+    try computeFactors(parameters)
+    let between = latent ?? a
+    between.assign(.zeros(between.shape))
+    mark?.assign(makeMark(parameters))
+    weight?.magnitude.assign(Self.norms(of: parameters))
+  }
+
   // MARK: TunerLayer
 
   var parameters: [AdapterParameter] {

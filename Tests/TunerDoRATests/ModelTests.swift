@@ -50,6 +50,53 @@ struct ModelTests {
     }
   }
 
+  /// Layers that the new adapter lacks change nothing, until another one has them again.
+  @Test func layersThatAreMissingBecomeEmpty() throws {
+    let folder = try TemporaryFolder()
+    func adapter(_ targets: [String], _ name: String, seed: UInt64) throws -> Tensor {
+      let peft = try Self.load()
+      try Self.add(peft, targets, seed: seed)
+      try peft.save(folder(name), embeddings: .never)
+      return try Self.output(peft)
+    }
+    let all = try adapter(["embed_tokens", "q_proj", "down_proj"], "all", seed: 1)
+    let few = try adapter(["q_proj"], "few", seed: 2)
+    let peft = try Self.load()
+    try peft.load(folder("all"), as: "a")
+    let report = try peft.hotSwap("a", from: folder("few"))
+    #expect(report.missing.count == 9 && report.matched.count == 6)
+    #expect(relativeError(try Self.output(peft), few) < 1e-5)
+    try peft.merge()
+    #expect(relativeError(try Self.output(peft), few) < 1e-5)
+    peft.unmerge()
+    // What is saved then is whole, and the same adapter.
+    try peft.save(folder("again"), embeddings: .never)
+    let again = try Self.load()
+    try again.load(folder("again"))
+    #expect(relativeError(try Self.output(again), few) < 1e-5)
+    try peft.hotSwap("a", from: folder("all"))
+    #expect(relativeError(try Self.output(peft), all) < 1e-5)
+  }
+
+  /// A magnitude alone is no layer.
+  @Test func layersThatAreThereInPartAreRefused() throws {
+    let folder = try TemporaryFolder()
+    let peft = try Self.load()
+    try Self.add(peft, ["q_proj"], seed: 1)
+    try peft.save(folder("new"))
+    let weights = folder("new/\(AdapterFolder.weightsName)")
+    let file = try SafetensorsFile(weights)
+    let missing = file.names.filter { $0.contains("layers.1") && $0.contains("magnitude") }
+    try SafetensorsWriter.write(
+      try file.names.filter { !missing.contains($0) }.map {
+        SafetensorsItem($0, try file.tensor($0))
+      }, to: weights)
+    try peft.refuses(
+      "the tensors of the layer 'model.layers.1.self_attn.q_proj' are incomplete, missing: "
+        + "'\(missing.joined())'", .missingTensor, at: weights
+    ) { try peft.hotSwap("a", from: folder("new")) }
+  }
+
   /// Trained rows take the place of the base's, and DoRA's change is against the base as it was:
   /// row′ + g∘(W + s·B·A) − W, merged or not, in a mixed batch or alone.
   @Test(arguments: [["embed_tokens", "q_proj"], ["lm_head", "q_proj"]])

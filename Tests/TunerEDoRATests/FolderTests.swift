@@ -54,6 +54,42 @@ struct FolderTests {
     return try Self.output(peft)
   }
 
+  /// Layers that the new adapter lacks change nothing, until another one has them again; in the form
+  /// of the repositories, which the config alone does not tell from DoRA and LoRA, and in the compact.
+  @Test(arguments: EDoRAConfig.Method.allCases, [false, true])
+  func layersThatAreMissingBecomeEmpty(_ method: EDoRAConfig.Method, _ isCompact: Bool) throws {
+    let all = try save(Self.config(method, isCompact: isCompact), "all", seed: 1)
+    let few = try save(Self.config(method, ["q_proj"], isCompact: isCompact), "few", seed: 2)
+    #expect(relativeError(all, few) > 0.01)
+    let peft = try Self.load()
+    try peft.load(folder("all"), as: "a")
+    let report = try peft.hotSwap("a", from: folder("few"))
+    #expect(!report.missing.isEmpty && report.missing.count == report.matched.count)
+    #expect(relativeError(try Self.output(peft), few) < 1e-5)
+    try peft.save(folder("again"))
+    let again = try Self.load()
+    try again.load(folder("again"))
+    #expect(relativeError(try Self.output(again), few) < 1e-5)
+    try peft.hotSwap("a", from: folder("all"))
+    #expect(relativeError(try Self.output(peft), all) < 1e-5)
+  }
+
+  /// DoRA's folders have the same `adapter_config.json`, and are refused all the same.
+  @Test func foldersOfOtherMethodsAreRefused() throws {
+    var config = LoRAConfig(
+      rank: 4, alpha: 6, targets: Self.config(.edora).targets, initialization: .random)
+    config.usesDoRA = true
+    let source = try Self.load()
+    try source.add("default", config)
+    try source.save(folder("dora"))
+    let peft = try Self.load()
+    try peft.add("a", Self.config(.edora))
+    try peft.refuses(
+      "Incompatible PEFT types found: EDORA and LORA", .invalidConfiguration,
+      at: folder("dora/adapter_config.json")
+    ) { try peft.hotSwap("a", from: folder("dora")) }
+  }
+
   /// The fingerprint has numbers of 16 bits, which 16 bits of a float do not hold.
   @Test(arguments: EDoRAConfig.Method.allCases, [ElementType.bfloat16, .float16])
   func compactFilesOfHalfPrecision(_ method: EDoRAConfig.Method, _ type: ElementType) throws {
