@@ -70,10 +70,10 @@ extension AdapterStack {
       own?.weight = .matrix(standIn)
     }
     var sum = own.map { host.base(input, $0) } ?? known ?? host.base(input, parameters)
-    tokens(at: place)?.replace(in: &sum, input, bias: parameters.bias)
-    // What a layer sees is the untouched base, whatever stands in for it.
+    // What a layer sees is the untouched base, whatever stands in for it or for rows of it.
     let seen =
       layer?.standIn == nil ? sum : needsBase ? known ?? host.base(input, parameters) : nil
+    tokens(at: place)?.replace(in: &sum, input, bias: parameters.bias)
     layer?.contribute(
       call(input, needsBase ? seen : nil, host, parameters, context), to: &sum)
     return sum

@@ -218,11 +218,12 @@ public final class AdapterStack: HostAdapters {
     }
     let standIns = layers.compactMap(\.standIn)
     var sum = baseSum(input, isMerged ? host.parameters : untouched, standIns, host)
-    for own in rows { own.replace(in: &sum, input, bias: untouched.bias) }
-    // Taken before any layer adds to the sum: what a layer sees must not depend on the order.
+    // Taken before trained rows and layers change the sum: a layer's change is against the untouched
+    // base, and must not depend on the order.
     let base =
       layers.contains(where: \.needsBaseOutput)
       ? (isMerged || !standIns.isEmpty ? host.base(input, untouched) : sum) : nil
+    for own in rows { own.replace(in: &sum, input, bias: untouched.bias) }
     for layer in layers {
       layer.contribute(
         call(input, layer.needsBaseOutput ? base : nil, host, untouched, context), to: &sum)

@@ -70,10 +70,13 @@ final class TokenRows {
   let isShared: Bool
   private let places: [Int32: Int32]
 
-  /// Takes rows of a base weight as initial values.
+  /// Takes rows of a base weight as initial values; zeros where it has none.
   init(_ indices: [Int], of base: any WeightMatrix) {
     self.indices = indices.map { Int32($0) }
-    rows = Parameter(withoutGradients { gather(base, rows: indices.map { Int32($0) }) })
+    rows = Parameter(
+      base.hasValues
+        ? withoutGradients { gather(base, rows: indices.map { Int32($0) }) }
+        : .zeros([indices.count, base.columns]))
     isShared = false
     places = Self.places(self.indices)
   }

@@ -35,6 +35,10 @@ public protocol Tuner: Sendable {
   /// files look like another's can look at the tensors and at further files.
   static func config(of folder: AdapterFolder) throws(PEFTError) -> JSONObject?
 
+  /// The names of all files that may hold settings of this method, by default `adapter_config.json`
+  /// alone. Those that a saved adapter does not have are removed from its folder.
+  static var settingsFiles: Set<String> { get }
+
   /// The targets for a model type when the config names none.
   static func defaultTargets(modelType: String) -> TargetModules?
 
@@ -68,6 +72,9 @@ extension Tuner {
   public static func config(of folder: AdapterFolder) throws(PEFTError) -> JSONObject? {
     accepts(folder.config) ? folder.config : nil
   }
+
+  /// `adapter_config.json`.
+  public static var settingsFiles: Set<String> { [AdapterFolder.configName] }
 
   /// The targets for a model type when the config names none.
   public static func defaultTargets(modelType: String) -> TargetModules? { nil }
@@ -130,6 +137,6 @@ public struct AdapterSite {
   /// Whether initial values that depend on the host's weight are to be computed: not when others
   /// are read next, nor in a model that is only described.
   public var initializesFromWeight: Bool {
-    !isLoading && !(parameters.matrix is ShapeOnlyMatrix)
+    !isLoading && parameters.matrix.hasValues
   }
 }

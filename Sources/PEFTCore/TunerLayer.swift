@@ -61,6 +61,13 @@ public protocol TunerLayer: AnyObject {
   /// - Throws: ``PEFTError``; the adapter is removed then.
   func didLoad(on parameters: HostParameters) throws(PEFTError)
 
+  /// Gives the parameters values with which the layer changes nothing, by default zeros; called where
+  /// the file that takes the place of an adapter's values has none for this layer.
+  ///
+  /// - Parameter parameters: The host's, without anything merged into them.
+  /// - Throws: ``PEFTError`` when there are no such values; the model is as it was then.
+  func becomeEmpty(on parameters: HostParameters) throws(PEFTError)
+
   /// What merging adds to the host's bias, `[outputFeatures]`; `nil`, the default, leaves it alone.
   var biasDelta: Tensor? { get }
 
@@ -98,6 +105,10 @@ extension TunerLayer {
   public func output(_ call: LayerCall) -> Tensor? { nil }
   /// Accepts all values.
   public func didLoad(on parameters: HostParameters) throws(PEFTError) {}
+  /// Zeros.
+  public func becomeEmpty(on parameters: HostParameters) throws(PEFTError) {
+    for own in self.parameters { own.parameter.assign(.zeros(own.parameter.shape)) }
+  }
   /// What merging adds to the host's bias: nothing.
   public var biasDelta: Tensor? { nil }
   /// Nothing is odd.
@@ -121,6 +132,8 @@ public struct AdapterParameter {
   public var otherSuffixes: [String] = []
   /// Whether files hold it; a value that can be computed anew need not be stored.
   public var isStored = true
+  /// Whether files hold it in F32 whatever the precision of the others.
+  public var isExact = false
   /// Whether the file holds the transpose of the value, as for the adapter of a tied head, whose
   /// factors are those of the embedding the other way round.
   public var isTransposed = false

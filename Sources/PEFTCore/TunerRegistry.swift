@@ -58,6 +58,11 @@ public struct TunerRegistry: Sendable {
   /// The names of the registered methods in a run's settings.
   public var methodNames: [String] { entries.map { $0.tuner.methodName } }
 
+  /// The names of all files that hold settings of a registered method.
+  var settingsFiles: Set<String> {
+    entries.reduce(into: []) { $0.formUnion($1.tuner.settingsFiles) }
+  }
+
   /// The members of a config that make it one of the named method; `nil` for an unknown name.
   public func identifyingMembers(ofMethod name: String) -> JSONObject? {
     entries.first { $0.tuner.methodName == name }?.tuner.identifyingMembers

@@ -73,6 +73,14 @@ package final class DoRALayer: TunerLayer {
     try weight.addDelta(rows: rows, to: &block, base: base)
   }
 
+  /// No change of the direction, and the lengths that the rows of the weight have.
+  package func becomeEmpty(on parameters: HostParameters) throws(PEFTError) {
+    try factors.becomeEmpty(on: parameters)
+    guard parameters.matrix.hasValues else { return }
+    let norms = weight.currentNorms(parameters)
+    weight.magnitude.assign(norms.reshaped(weight.magnitude.shape))
+  }
+
   /// LoRA's text with the magnitudes in it.
   package func printed(
     around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]

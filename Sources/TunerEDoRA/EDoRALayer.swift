@@ -138,13 +138,15 @@ final class EDoRALayer: TunerLayer {
 
   /// A compact file has no A and B: they are computed, and must be those that R was trained with.
   func didLoad(on parameters: HostParameters) throws(PEFTError) {
-    guard let mark else { return }
+    // A model that is only described has nothing to check, or to make A and B of.
+    guard let mark, parameters.matrix.hasValues else { return }
     // What was loaded says which base it is; checked before a decomposition is computed.
     guard Fingerprint.isOf(parameters.matrix, mark.value) else {
       throw PEFTError(
         .invalidAdapter,
         "the compact adapter was made for another base model: this module's weight is another one",
-        remedy: "Load the base model that it was trained on, in the same precision.")
+        remedy: "Load the base model that it was trained on, in the same precision "
+          + "(--precision of the peft tool).")
     }
     try computeFactors(parameters)
     guard Fingerprint.agrees(makeMark(parameters), mark.value) else {
@@ -154,6 +156,16 @@ final class EDoRALayer: TunerLayer {
           + "this module's weight comes out differently",
         remedy: "Use the adapter in its full form.")
     }
+  }
+
+  /// A, B and m as those of a new layer, and R zero, or A where there is no R.
+  func becomeEmpty(on parameters: HostParameters) throws(PEFTError) {
+    guard parameters.matrix.hasValues else { return }
+    try computeFactors(parameters)
+    let between = latent ?? a
+    between.assign(.zeros(between.shape))
+    mark?.assign(makeMark(parameters))
+    weight?.magnitude.assign(Self.norms(of: parameters))
   }
 
   // MARK: TunerLayer
@@ -175,7 +187,12 @@ final class EDoRALayer: TunerLayer {
       result.append(parameter)
     }
     if let weight { result.append(AdapterParameter(LoRAKey.magnitude, weight.magnitude)) }
-    if let mark { result.append(AdapterParameter("base_fingerprint", mark, isTrained: false)) }
+    if let mark {
+      var parameter = AdapterParameter("base_fingerprint", mark, isTrained: false)
+      // Numbers of 16 bits, and sums that are compared closely.
+      parameter.isExact = true
+      result.append(parameter)
+    }
     return result
   }
 

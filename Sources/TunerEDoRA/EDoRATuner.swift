@@ -16,6 +16,8 @@ public enum EDoRATuner: Tuner {
   public static let modelTypeName = LoRATuner.modelTypeName
   /// What makes layers.
   public static let dispatchers: [any Dispatcher] = [EDoRADispatcher()]
+  /// `adapter_config.json` and the recipe of the repository's form.
+  public static let settingsFiles: Set<String> = RepositoryForm.settingsFiles
 
   /// A folder with the tensors or the recipe of the EDoRA repository is one of EDoRA's, although its
   /// config is that of DoRA.
@@ -48,6 +50,8 @@ public enum LoRAXSTuner: Tuner {
   public static let modelTypeName = LoRATuner.modelTypeName
   /// What makes layers.
   public static let dispatchers: [any Dispatcher] = [EDoRADispatcher()]
+  /// `adapter_config.json` and the recipe of the repository's form.
+  public static let settingsFiles: Set<String> = RepositoryForm.settingsFiles
 
   /// A folder with the tensors of the LoRA-XS repository, although its config is that of LoRA.
   public static func config(of folder: AdapterFolder) throws(PEFTError) -> JSONObject? {
@@ -101,6 +105,11 @@ enum RepositoryForm {
     object["reconstruct_config"] = .object(recipe)
     return object
   }
+
+  /// The files of such a folder beside the weights.
+  static let settingsFiles: Set<String> = [
+    AdapterFolder.configName, EDoRAConfig.reconstructionFile,
+  ]
 
   /// What every name of an R has in it.
   static let latentName = "lora_latent_mapping"

@@ -126,6 +126,18 @@ final class LoRALayer: ScaledLayer {
     return [(LoRAKey.a, plain.a), (LoRAKey.b, plain.b)]
   }
 
+  /// Zeros, or what the change is measured from.
+  func becomeEmpty(on parameters: HostParameters) throws(PEFTError) {
+    if standIn != nil {
+      throw PEFTError(
+        .unsupported, "a layer of rounded weights (LoftQ) cannot be left without values",
+        remedy: "Load the folder as an adapter of its own.")
+    }
+    a.assign(reference?.a ?? .zeros(a.shape))
+    b.assign(reference?.b ?? .zeros(b.shape))
+    if let bias { bias.assign(.zeros(bias.shape)) }
+  }
+
   func addDelta(
     rows: Range<Int>, to block: inout Tensor, base: any WeightMatrix
   ) throws(PEFTError) {

@@ -97,6 +97,36 @@ struct ConvertTests {
     }
   }
 
+  /// A compact adapter that was trained on weights in bfloat16 knows these, not the file's.
+  @Test func compactAdaptersNeedTheirPrecision() throws {
+    var options = ModelOptions()
+    options.precision = .bfloat16
+    let model = golden("llama/model")
+    let peft = PeftModel(try ModelLoader.load(model, options: options))
+    let config = EDoRAConfig(
+      rank: 4, targets: TargetSelection(.list(["q_proj", "v_proj"])), taskType: .causalLM,
+      sigma: 0.3, isCompact: true)
+    try peft.add("default", config, seed: 3)
+    try peft.save(folder.file("half"))
+    let common = ["--model", model, "--adapter", folder.file("half")]
+    for command in [["merge"], ["convert", "--to", "dora"]] {
+      let output = ["--output", folder.file("half-\(command[0])")]
+      let refused = try Tool.run(command + common + output)
+      #expect(refused.status == 1 && refused.errors.contains("--precision"), "\(refused.errors)")
+      #expect(!FileSystem.exists(output[1]))
+      try Tool.succeed(command + common + output + ["--precision", "bfloat16"])
+    }
+    // Merged weights in the model's own type, which give the same with and without bfloat16's rounding.
+    let written = try SafetensorsFile(folder.file("half-merge/model.safetensors"))
+    #expect(Set(written.entries.map(\.type)) == [.float32])
+    try peft.merge()
+    let name = "model.layers.1.self_attn.q_proj"
+    let merged = try #require(
+      peft.base.namedModules().first { $0.path == name }?.module as? Linear)
+    #expect(
+      try written.tensor("\(name).weight").scalars == merged.parameters.storedWeight.scalars)
+  }
+
   @Test func convertsFolders() throws {
     try train("edora", "{r: 4, target_modules: [query, value, attention.output.dense]}", steps: 6)
     var outcome = try convert("edora", "--to", "dora", "--output", folder.file("dora"))

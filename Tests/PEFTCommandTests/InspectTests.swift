@@ -105,6 +105,42 @@ struct InspectTests {
     #expect(text.contains("trainable params: \(grouped(3 * 4 * (64 + 96 + 64 + 264))) ||"))
   }
 
+  /// What depends on the base's values cannot be looked at in a model that has none: the base of a
+  /// compact adapter, an embedding that was saved along, the first values of trained rows.
+  @Test func describedModelsTakeAdaptersThatKnowTheirBase() throws {
+    let folder = try TemporaryFolder()
+    let model = golden("llama/model")
+    func save(_ name: String, _ config: any TunerConfig) throws -> String {
+      let peft = PeftModel(try ModelLoader.load(model))
+      try peft.add("default", any: config, seed: 1)
+      try peft.save(folder.file(name))
+      return folder.file(name)
+    }
+    let compact = try save(
+      "compact",
+      EDoRAConfig(
+        rank: 2, targets: TargetSelection(.list(["q_proj"])), taskType: .causalLM, isCompact: true))
+    var text = try Self.text([model, "--adapter", compact])
+    // Three layers, R and m; the table beside them, [99, 32], has no parameter of its own.
+    #expect(text.contains("trainable params: \(3 * (4 + 32)) ||"))
+    let embedding = try save(
+      "embedding",
+      LoRAConfig(
+        rank: 2, targets: TargetSelection(.list(["embed_tokens"])), taskType: .causalLM))
+    #expect(
+      try AdapterFolder(embedding).tensors.names.contains {
+        $0.hasSuffix("embed_tokens.base_layer.weight")
+      })
+    text = try Self.text([model, "--adapter", embedding])
+    #expect(text.contains("trainable params: \(2 * (99 + 32)) ||"))
+    text = try Self.text([
+      model, "--lora",
+      #"{"r": 4, "target_modules": ["q_proj"], "trainable_token_indices": [1, 2]}"#,
+    ])
+    #expect(text.contains("TrainableTokensLayer"))
+    #expect(text.contains("trainable params: \(3 * 4 * (32 + 32) + 2 * 32) ||"))
+  }
+
   @Test func reportsAnAdapterFolder() throws {
     let path = golden("bert/adapter_b")
     let text = try Self.text([path])

@@ -1,3 +1,4 @@
+import LayerTestSupport
 import Models
 import NN
 import PEFTCore
@@ -71,6 +72,51 @@ struct EditingTests {
     #expect(relativeError(try Self.output(peft), few) < 1e-6)
     try peft.hotSwap("a", from: folder("all"))
     #expect(relativeError(try Self.output(peft), all) < 1e-6)
+  }
+
+  /// Also where the change is measured from initial values, which peft takes out of the base.
+  @Test func emptyLayersOfPiSSAChangeNothing() throws {
+    let folder = try TemporaryFolder()
+    func adapter(_ targets: [String], _ name: String) throws -> Tensor {
+      let peft = try FileGoldenTests.load()
+      try peft.add(
+        "default",
+        LoRAConfig(
+          rank: 2, alpha: 3, targets: TargetSelection(.list(targets)), initialization: .pissa))
+      for tensor in try peft.tensors(of: "default") {
+        tensor.parameter.update { value in
+          value = value + Tensor(repeating: 0.1, shape: value.shape)
+        }
+      }
+      try peft.save(folder(name), form: .trained)
+      return try Self.output(peft)
+    }
+    _ = try adapter(["q_proj", "down_proj"], "all")
+    let few = try adapter(["q_proj"], "few")
+    let peft = try FileGoldenTests.load()
+    try peft.load(folder("all"), as: "a")
+    #expect(try peft.hotSwap("a", from: folder("few")).missing.count == 4)
+    #expect(relativeError(try Self.output(peft), few) < 1e-5)
+  }
+
+  /// A layer with A and no B would be another adapter than the file's.
+  @Test func layersThatAreThereInPartAreRefused() throws {
+    let folder = try TemporaryFolder()
+    let config = LoRAConfig(rank: 4, alpha: 3, targets: Self.targets)
+    _ = try Self.adapter(config, seed: 1, in: folder("old"))
+    _ = try Self.adapter(config, seed: 2, in: folder("new"))
+    let peft = try FileGoldenTests.load()
+    try peft.load(folder("old"), as: "a")
+    let weights = folder("new/\(AdapterFolder.weightsName)")
+    let key = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
+    let file = try SafetensorsFile(weights)
+    try SafetensorsWriter.write(
+      try file.names.filter { $0 != key }.map { SafetensorsItem($0, try file.tensor($0)) },
+      to: weights)
+    try peft.refuses(
+      "the tensors of the layer 'model.layers.1.mlp.down_proj' are incomplete, missing: '\(key)'",
+      .missingTensor, at: weights
+    ) { try peft.hotSwap("a", from: folder("new")) }
   }
 
   @Test func exchangesThatCannotWorkAreRefused() throws {

@@ -49,6 +49,13 @@ public struct ShapeOnlyMatrix: WeightMatrix {
   public func merging(_ delta: WeightDelta) throws -> any WeightMatrix { self }
 }
 
+extension WeightMatrix {
+  /// Whether the matrix holds values: not that of a model that is only described, in either form.
+  public var hasValues: Bool {
+    !(((self as? TransposedMatrix)?.stored ?? self) is ShapeOnlyMatrix)
+  }
+}
+
 /// Parameters without values, for models that are only described.
 public final class ShapeSource: ParameterSource {
   private let format: String

@@ -14,6 +14,8 @@ struct Convert: ParsableCommand {
       adapter saves in full, such as a classifier, are written too. The result is compared with \
       the original on a few tokens.
 
+      A compact adapter needs the precision that it was trained in: --precision.
+
         peft convert --model models/minilm --adapter out/edora --to dora --output out/dora
         peft convert --model models/minilm --adapter out/edora --to edora --compact --output out/small
       """)
@@ -39,7 +41,7 @@ struct Convert: ParsableCommand {
   var output: String
   @Flag(help: "Replace the output folder if it exists.")
   var overwrite = false
-  @OptionGroup var threading: ThreadOptions
+  @OptionGroup var options: RunOptions
 
   func validate() throws {
     if let rank, rank < 1 {
@@ -48,11 +50,11 @@ struct Convert: ParsableCommand {
   }
 
   func run() throws {
-    threading.apply()
+    options.apply()
     try OutputFolder.check(output, overwriting: overwrite, inputs: [model, adapter])
     let session = try ModelSession(
       model: model, adapters: [AdapterReference(folder: adapter, name: "source")],
-      active: ["source"], task: task.task)
+      active: ["source"], task: task.task, content: .weights(options.precision))
     session.warnAboutRandomParameters()
     let (peft, base) = (session.peft, session.loaded.model)
     let before = try MergeProbe(base)

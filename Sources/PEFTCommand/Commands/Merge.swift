@@ -9,6 +9,9 @@ struct Merge: ParsableCommand {
       All adapters given are merged together: their changes are added up and rounded once, to the \
       precision of the model's files. The written folder is read again and compared with the \
       model that has the adapters on, on a few tokens.
+
+      With --precision bfloat16, which compact adapters need that were trained so, all weights are \
+      those that the training saw: rounded to bfloat16, in the type of the model's files.
       """)
 
   @Option(help: ArgumentHelp("The model's folder.", valueName: "dir"))
@@ -19,7 +22,7 @@ struct Merge: ParsableCommand {
   var output: String
   @Flag(help: "Replace the output folder if it exists.")
   var overwrite = false
-  @OptionGroup var threading: ThreadOptions
+  @OptionGroup var options: RunOptions
 
   func validate() throws {
     if adapters.adapters.isEmpty {
@@ -28,12 +31,13 @@ struct Merge: ParsableCommand {
   }
 
   func run() throws {
-    threading.apply()
+    options.apply()
     try OutputFolder.check(
       output, overwriting: overwrite, inputs: [model] + adapters.adapters.map(\.folder))
     let named = try ModelSession.named(adapters.adapters)
     let session = try ModelSession(
-      model: model, adapters: adapters.adapters, active: named.map(\.name), task: task.task)
+      model: model, adapters: adapters.adapters, active: named.map(\.name), task: task.task,
+      content: .weights(options.precision))
     session.warnAboutRandomParameters()
     let expected = try MergeProbe(session.loaded.model)
     try session.peft.mergeAndUnload(safe: true)
@@ -41,7 +45,10 @@ struct Merge: ParsableCommand {
     var probe = expected
     try FileSystem.writeDirectory(output) { folder in
       try ModelWriter.write(session.loaded, into: folder, settingConfig: members)
-      probe = try MergeProbe(try ModelLoader.load(folder, head: session.loaded.head).model)
+      var reading = ModelOptions()
+      reading.precision = options.precision
+      probe = try MergeProbe(
+        try ModelLoader.load(folder, head: session.loaded.head, options: reading).model)
       if !probe.output.allFinite {
         throw PEFTError(
           .numericalFailure, "the merged model's outputs are not finite", at: output)

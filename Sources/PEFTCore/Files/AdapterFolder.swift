@@ -65,9 +65,9 @@ public struct AdapterFolder {
   /// Writes the files of an adapter into a folder that exists; a card that is there keeps its text.
   static func write(
     _ tensors: TensorTable, config: any TunerConfig, isTransformersModel: Bool,
-    as type: ElementType = .float32, card: String?, into folder: String
+    as type: ElementType = .float32, exact: Set<String> = [], card: String?, into folder: String
   ) throws(PEFTError) {
-    try tensors.write(to: FileSystem.join(folder, weightsName), as: type)
+    try tensors.write(to: FileSystem.join(folder, weightsName), as: type, exact: exact)
     for (file, members) in config.files {
       var members = members
       if file == configName { members["inference_mode"] = true }

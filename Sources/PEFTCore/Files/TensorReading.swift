@@ -43,6 +43,28 @@ struct TensorReading {
     report.matched.append(key)
   }
 
+  /// Reads the values of a layer of which the file has everything or nothing.
+  ///
+  /// - Parameters:
+  ///   - tensors: The layer's parameters.
+  ///   - path: The layer's path.
+  /// - Returns: Whether the file has them.
+  /// - Throws: ``PEFTError`` `shapeMismatch`, or `missingTensor` when the file has some of them.
+  mutating func takeLayer(_ tensors: [AdapterTensor], at path: String) throws(PEFTError) -> Bool {
+    let (matched, missing) = (report.matched.count, report.missing.count)
+    for tensor in tensors { try take(tensor) }
+    let isFound = report.matched.count > matched
+    let absent = report.missing[missing...].map { "'\($0)'" }
+    if isFound, !absent.isEmpty {
+      throw PEFTError(
+        .missingTensor,
+        "the tensors of the layer '\(path)' are incomplete, missing: "
+          + absent.joined(separator: ", "), at: file.path,
+        remedy: "The file is damaged or of another method: save the adapter again.")
+    }
+    return isFound
+  }
+
   /// Looks at the tensors that no parameter has taken.
   ///
   /// - Parameters:

@@ -38,15 +38,16 @@ extension PeftModel {
   ///
   /// Ranks and alphas may differ, also from layer to layer: each layer takes those of the new
   /// adapter, so nothing is padded. Layers that the new adapter lacks change nothing any more, and
-  /// a later exchange may fill them again. When it throws, the model is as it was before.
+  /// a later exchange may fill them again; a layer of which it has a part is refused. When it throws,
+  /// the model is as it was before.
   ///
   /// - Parameters:
   ///   - name: The adapter.
   ///   - path: The folder of the new one.
   /// - Returns: What was loaded; the missing keys are those of layers that became empty.
   /// - Throws: ``PEFTError``: a merged adapter, another method, a setting that the exchange cannot
-  ///   carry over (`use_rslora`, `lora_dropout`, `alpha_pattern`, `use_dora`, as in peft), or
-  ///   tensors for layers that the adapter does not have.
+  ///   carry over (`use_rslora`, `lora_dropout`, `alpha_pattern`, `use_dora`, as in peft),
+  ///   tensors for layers that the adapter does not have, or only some of a layer's tensors.
   @discardableResult
   public func hotSwap(_ name: String, from path: String) throws(PEFTError) -> LoadReport {
     try hotSwap(name, from: AdapterFolder(path))
@@ -62,12 +63,15 @@ extension PeftModel {
         "Cannot hot-swap adapter '\(name)' because it is currently merged into the base weights.",
         remedy: "Please unmerge the adapter first.")
     }
-    try Self.checkCompatible(record.config.object, folder.config, at: folder.configPath)
+    try Self.checkCompatible(
+      record.config.object, try registry.members(of: folder), at: folder.configPath)
     var config: any TunerConfig
-    do { config = try registry.config(folder.config) } catch {
+    do { config = try registry.config(of: folder) } catch {
       throw error.located(at: folder.configPath)
     }
     config.modulesToSave = record.config.modulesToSave
+    // The adapter keeps its layers, also those that become empty, and is saved with them.
+    config.targets = record.config.targets
     let entry = try registry.entry(for: config.object)
     guard entry.tuner == record.tuner else {
       throw PEFTError(
@@ -79,6 +83,8 @@ extension PeftModel {
     // All is made before anything is changed.
     let references = try initialValues(at: record.layout, in: folder.references)
     var made: [(place: Int, stack: AdapterStack, layer: any TunerLayer)] = []
+    // Of those, the ones that the folder has tensors for.
+    var filled: [(path: String, layer: any TunerLayer, parameters: HostParameters)] = []
     var reading = TensorReading(folder.tensors)
     let layers = try makeLayers(
       record.layout, config, name, 0, entry, initialValues: references, isLoading: true)
@@ -91,7 +97,12 @@ extension PeftModel {
       for parameter in layer.parameters where !parameter.isTransposed {
         parameter.parameter.isTrainable = wasTrainable && parameter.isTrained
       }
-      for tensor in Self.tensors(of: layer, at: site.prefix) { try reading.take(tensor) }
+      let (path, host) = hosts[place]
+      if try reading.takeLayer(Self.tensors(of: layer, at: site.prefix), at: path) {
+        filled.append((path, layer, host.untouched))
+      } else {
+        do { try layer.becomeEmpty(on: host.untouched) } catch { throw error.located(at: path) }
+      }
       made.append((place, stack, layer))
     }
     // What it has beside its layers keeps its place.
@@ -109,8 +120,7 @@ extension PeftModel {
         remedy:
           "The adapter '\(name)' has no such layers: load the folder as an adapter of its own.")
     }
-    try reading.assign(
-      to: made.map { (hosts[$0.place].path, $0.layer, hosts[$0.place].host.untouched) })
+    try reading.assign(to: filled)
     for (_, stack, layer) in made { stack.add(layer, adapter: name) }
     for place in records.indices where records[place].name == name {
       records[place].config = config

@@ -97,7 +97,8 @@ extension PeftModel {
   ///   - path: The folder.
   ///   - adapter: The adapter; the only active one by default.
   ///   - form: The trained form or the plain one.
-  ///   - type: What the tensors are written in: F32, F16 or BF16.
+  ///   - type: What the tensors are written in: F32, F16 or BF16; those stay F32 that another
+  ///     precision would spoil.
   ///   - card: Text of `README.md` after the front matter.
   ///   - embeddings: Whether the base's embeddings are saved too.
   ///   - extraFiles: Further files, by name, as a training run adds them.
@@ -125,7 +126,8 @@ extension PeftModel {
     }
   }
 
-  /// Writes the three files of an adapter into a folder that exists.
+  /// Writes the files of an adapter into a folder that exists, and removes those of an adapter before
+  /// it that would be taken for this one's.
   public func write(
     into folder: String, adapter: String? = nil, form: SavedForm = .automatic,
     as type: ElementType = .float32, card: String? = nil,
@@ -153,9 +155,14 @@ extension PeftModel {
       // Of an adapter that was here before.
       FileSystem.removeTree(referencesPath)
     }
+    let config = isPlain ? record.config.plain() : record.config
+    // Nor do settings of another method stay that would make another one of this adapter.
+    for file in registry.settingsFiles.subtracting(config.files.map(\.name)) {
+      FileSystem.removeTree(FileSystem.join(folder, file))
+    }
     try AdapterFolder.write(
-      state, config: isPlain ? record.config.plain() : record.config,
-      isTransformersModel: !info.modelType.isEmpty, as: type, card: card, into: folder)
+      state, config: config, isTransformersModel: !info.modelType.isEmpty, as: type,
+      exact: Set(try tensors(of: name).filter(\.isExact).map(\.key)), card: card, into: folder)
   }
 
   /// Writes several adapters the way peft does: the one named `default` into the folder itself,

@@ -12,6 +12,8 @@ public struct AdapterTensor {
   public var otherKeys: [String] = []
   /// Whether files hold it.
   public var isStored = true
+  /// Whether files hold it in F32 whatever the precision of the others.
+  public var isExact = false
   /// Whether the file holds the transpose of the value.
   public var isTransposed = false
   /// Whether another tensor of the adapter has the same parameter; training changes it once.
@@ -77,6 +79,7 @@ extension PeftModel {
       var tensor = AdapterTensor(key: keys[0], parameter: parameter.parameter)
       tensor.otherKeys = Array(keys.dropFirst())
       tensor.isStored = parameter.isStored
+      tensor.isExact = parameter.isExact
       tensor.isTransposed = parameter.isTransposed
       return tensor
     }

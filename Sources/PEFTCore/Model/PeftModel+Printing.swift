@@ -2,6 +2,9 @@ import NN
 
 extension PeftModel {
   /// The model with its adapters as `print(peft_model)` shows it.
+  ///
+  /// Layers of different methods on one host are shown one around the other: a LoRA and a DoRA
+  /// adapter as two `lora.Linear`, where peft has both in one.
   public var printed: PrintedModule {
     guard let first = records.first else { return base.printed }
     let task = first.config.taskType.flatMap { try? registry.taskType($0) }

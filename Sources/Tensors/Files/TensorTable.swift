@@ -56,9 +56,14 @@ public struct TensorTable: TensorFile {
   /// - Parameters:
   ///   - path: The file.
   ///   - type: F32, F16 or BF16.
+  ///   - exact: Keys of those that are written in F32 whatever the type.
   /// - Throws: ``PEFTError`` `fileAccess`.
-  public func write(to path: String, as type: ElementType = .float32) throws(PEFTError) {
+  public func write(
+    to path: String, as type: ElementType = .float32, exact: Set<String> = []
+  ) throws(PEFTError) {
     try SafetensorsWriter.write(
-      zip(entries, tensors).map { SafetensorsItem($0.name, $1, as: type) }, to: path)
+      zip(entries, tensors).map {
+        SafetensorsItem($0.name, $1, as: exact.contains($0.name) ? .float32 : type)
+      }, to: path)
   }
 }

@@ -48,7 +48,7 @@ struct InitialFactors {
     let kind = isLinear ? initialization : initialization.withoutWeight
     // A file's values take the place of those that nothing is measured from; and a model that is
     // only described has no weights to begin from.
-    if kind.isPlainProduct ? site.isLoading : site.parameters.matrix is ShapeOnlyMatrix {
+    if kind.isPlainProduct ? site.isLoading : !site.parameters.matrix.hasValues {
       self = Self.zeros(site, rank, hasBias: config.usesLoRABias)
       return
     }

@@ -1,0 +1,117 @@
+import LayerTestSupport
+import Models
+import NN
+import PEFTCore
+import PEFTSupport
+import Tensors
+import TestSupport
+import Testing
+import TunerLoRA
+
+@testable import TunerDoRA
+
+/// DoRA on a whole model: exchange of adapters, and trained rows of a layer that DoRA adapts. Expected
+/// outputs are those of the same adapter on a fresh model, or merged.
+struct ModelTests {
+  private static func load() throws -> PeftModel {
+    let folder = TestData.golden("files/model")
+    let loaded = try ModelLoader.load(folder)
+    var registry = TunerRegistry()
+    registry.register(LoRATuner.self)
+    registry.register(DoRATuner.self)
+    return PeftModel(
+      loaded.model,
+      info: BaseModelInfo(modelType: "llama", nameOrPath: folder, outputHeads: loaded.outputHeads),
+      registry: registry)
+  }
+
+  private static func output(_ peft: PeftModel, rows: [String]? = nil) throws -> Tensor {
+    let model = try #require(peft.base as? any CausalLanguageModel)
+    let batch = TokenBatch([[5, 17, 30, 2, 9], [39, 3, 3, 11, 28]])
+    var context = ForwardContext(batch.layout)
+    context.sequenceAdapters = try rows.map { try peft.sequenceAdapters($0) }
+    return withoutGradients { model.logits(batch, context) }
+  }
+
+  /// Adds an adapter with random factors and magnitudes that are not the norms.
+  private static func add(
+    _ peft: PeftModel, _ targets: [String], seed: UInt64, tokens: [Int] = []
+  ) throws {
+    var config = LoRAConfig(
+      rank: 4, alpha: 3, targets: TargetSelection(.list(targets)), initialization: .random)
+    config.usesDoRA = true
+    if !tokens.isEmpty { config.trainableTokens = .inputEmbedding(tokens) }
+    try peft.add("a", config, seed: seed)
+    for (place, tensor) in try peft.tensors(of: "a").enumerated()
+    where tensor.key.hasSuffix("magnitude_vector") || tensor.key.hasSuffix("tokens_delta") {
+      let noise = Tensor.uniform(
+        tensor.parameter.shape, bound: 0.4, key: DropoutKey(seed: seed, stream: UInt64(place)))
+      tensor.parameter.update { value in value = value * noise.adding(1) }
+    }
+  }
+
+  /// Layers that the new adapter lacks change nothing, until another one has them again.
+  @Test func layersThatAreMissingBecomeEmpty() throws {
+    let folder = try TemporaryFolder()
+    func adapter(_ targets: [String], _ name: String, seed: UInt64) throws -> Tensor {
+      let peft = try Self.load()
+      try Self.add(peft, targets, seed: seed)
+      try peft.save(folder(name), embeddings: .never)
+      return try Self.output(peft)
+    }
+    let all = try adapter(["embed_tokens", "q_proj", "down_proj"], "all", seed: 1)
+    let few = try adapter(["q_proj"], "few", seed: 2)
+    let peft = try Self.load()
+    try peft.load(folder("all"), as: "a")
+    let report = try peft.hotSwap("a", from: folder("few"))
+    #expect(report.missing.count == 9 && report.matched.count == 6)
+    #expect(relativeError(try Self.output(peft), few) < 1e-5)
+    try peft.merge()
+    #expect(relativeError(try Self.output(peft), few) < 1e-5)
+    peft.unmerge()
+    // What is saved then is whole, and the same adapter.
+    try peft.save(folder("again"), embeddings: .never)
+    let again = try Self.load()
+    try again.load(folder("again"))
+    #expect(relativeError(try Self.output(again), few) < 1e-5)
+    try peft.hotSwap("a", from: folder("all"))
+    #expect(relativeError(try Self.output(peft), all) < 1e-5)
+  }
+
+  /// A magnitude alone is no layer.
+  @Test func layersThatAreThereInPartAreRefused() throws {
+    let folder = try TemporaryFolder()
+    let peft = try Self.load()
+    try Self.add(peft, ["q_proj"], seed: 1)
+    try peft.save(folder("new"))
+    let weights = folder("new/\(AdapterFolder.weightsName)")
+    let file = try SafetensorsFile(weights)
+    let missing = file.names.filter { $0.contains("layers.1") && $0.contains("magnitude") }
+    try SafetensorsWriter.write(
+      try file.names.filter { !missing.contains($0) }.map {
+        SafetensorsItem($0, try file.tensor($0))
+      }, to: weights)
+    try peft.refuses(
+      "the tensors of the layer 'model.layers.1.self_attn.q_proj' are incomplete, missing: "
+        + "'\(missing.joined())'", .missingTensor, at: weights
+    ) { try peft.hotSwap("a", from: folder("new")) }
+  }
+
+  /// Trained rows take the place of the base's, and DoRA's change is against the base as it was:
+  /// row′ + g∘(W + s·B·A) − W, merged or not, in a mixed batch or alone.
+  @Test(arguments: [["embed_tokens", "q_proj"], ["lm_head", "q_proj"]])
+  func rowsAndChangesOfAnEmbeddingAdd(_ targets: [String]) throws {
+    let peft = try Self.load()
+    try Self.add(peft, targets, seed: 3, tokens: [2, 3, 5, 8, 11, 17, 28, 30, 38, 39])
+    let active = try Self.output(peft)
+    let mixed = try Self.output(peft, rows: ["a", "__base__"])
+    #expect(relativeError(mixed.rowRange(0..<5), active.rowRange(0..<5)) < 1e-5)
+    try peft.merge(safe: true)
+    #expect(relativeError(try Self.output(peft), active) < 1e-5)
+    peft.unmerge()
+    peft.disable()
+    let base = try Self.output(peft)
+    #expect(relativeError(mixed.rowRange(5..<10), base.rowRange(5..<10)) < 1e-5)
+    #expect(relativeError(base, active) > 0.01)
+  }
+}
