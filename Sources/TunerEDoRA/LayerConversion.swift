@@ -103,7 +103,7 @@ struct LayerConversion {
   }
 
   private func requireValues() throws(PEFTError) {
-    guard !(from.base is ShapeOnlyMatrix) else {
+    guard from.base.hasValues else {
       throw PEFTError(
         .invalidState, "this conversion needs the base model's weights",
         remedy: "Load the model instead of describing it.")
