@@ -99,6 +99,10 @@ extension AdaptedModel {
   }
 
   private func check(_ example: Example, _ name: String) throws(PEFTError) {
+    // A sequence without rows has no place in a batch: it would get the answer of another.
+    if example.tokenIDs.isEmpty {
+      throw PEFTError(.invalidData, "holds no token", at: name)
+    }
     do {
       try base.model.inputLimits.check(
         ids: example.tokenIDs, types: example.typeIDs, length: example.tokenIDs.count,
