@@ -84,7 +84,7 @@ public struct DataSource: Sendable {
     }
   }
 
-  /// The names of the labels that occur.
+  /// The names of the labels that occur, without ``Tensors/ignoredLabel``.
   ///
   /// - Throws: ``PEFTError`` with the place of a record without a usable label.
   func labelNames(_ configuration: DataConfiguration) throws(PEFTError) -> [String] {
@@ -93,14 +93,14 @@ public struct DataSource: Sendable {
     for record in records {
       let column = configuration.labelColumn
       if format == .tokenClassification {
-        for tag in try record.tags(configuration, count: nil) {
+        for tag in try record.tags(configuration, count: nil) where !LabelSet.isIgnored(tag) {
           names.append(try record.labelName(tag, in: "tags"))
         }
       } else if let labels = record.values[column]?.array {
-        for label in labels where label.int != Int(ignoredLabel) {
+        for label in labels where !LabelSet.isIgnored(label) {
           names.append(try record.labelName(label, in: column))
         }
-      } else {
+      } else if record.values[column].map(LabelSet.isIgnored) != true {
         names.append(try record.labelName(column))
       }
     }

@@ -20,26 +20,29 @@ extension DatasetBuilder {
       throw record.missing(column, setBy: "label_column")
     }
     switch problem {
-    case .singleLabel: example.labels = try classes([value], at: record.location, byName: byName)
+    case .singleLabel:
+      example.labels = try classes(
+        [value], at: record.location, byName: byName, allowsIgnored: false)
     case .multiLabel:
       var targets = [Float](repeating: 0, count: labels?.count ?? 0)
-      for id in try classes(value.array ?? [value], at: record.location, byName: byName) {
-        targets[Int(id)] = 1
-      }
+      let ids = try classes(
+        value.array ?? [value], at: record.location, byName: byName, allowsIgnored: false)
+      for id in ids { targets[Int(id)] = 1 }
       example.targets = targets
     case .regression: example.targets = try record.numbers(column)
     }
   }
 
-  /// The ids of labels: names, or numbers from 0; ``Tensors/ignoredLabel`` stays.
+  /// The ids of labels: names, or numbers from 0.
   ///
   /// - Parameters:
   ///   - values: The labels.
   ///   - location: Where they stand.
   ///   - byName: Whether a number is looked for among the names first: labels may be "3", "5", "10".
+  ///   - allowsIgnored: Whether ``Tensors/ignoredLabel`` may be among them, as it may for tokens.
   /// - Throws: ``PEFTError`` with the place of one that the model does not have.
   func classes(
-    _ values: [JSONValue], at location: String, byName: Bool
+    _ values: [JSONValue], at location: String, byName: Bool, allowsIgnored: Bool
   ) throws(PEFTError) -> [Int32] {
     guard let labels else {
       throw PEFTError(.invalidConfiguration, "this data needs labels", at: location)
@@ -47,11 +50,17 @@ extension DatasetBuilder {
     var ids: [Int32] = []
     ids.reserveCapacity(values.count)
     for value in values {
-      if case .int(let number) = value {
-        if number == Int(ignoredLabel), values.count > 1 {
-          ids.append(ignoredLabel)
-          continue
+      if LabelSet.isIgnored(value) {
+        guard allowsIgnored else {
+          throw PEFTError(
+            .invalidData,
+            "the label of a sequence is \(ignoredLabel), which marks tokens that do "
+              + "not count", at: location, remedy: "Remove the label, or the record.")
         }
+        ids.append(ignoredLabel)
+        continue
+      }
+      if case .int(let number) = value {
         if byName, let id = labels.id(of: String(number)) {
           ids.append(id)
           continue
@@ -89,7 +98,7 @@ extension DatasetBuilder {
     for record in source.records {
       let words = try record.words(configuration)
       let tags = try record.tags(configuration, count: words.count)
-      let ids = try classes(tags, at: record.location, byName: true)
+      let ids = try classes(tags, at: record.location, byName: true, allowsIgnored: true)
       let (encoded, kept) = encoder.encode(words, maxLength: maxLength)
       if kept < words.count { cut += 1 }
       var example = encoded.example

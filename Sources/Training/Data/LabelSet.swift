@@ -1,4 +1,5 @@
 import PEFTSupport
+import Tensors
 
 /// The labels of a classification task: ids from 0 on, and a name for each.
 public struct LabelSet: Sendable, Equatable {
@@ -102,6 +103,11 @@ public struct LabelSet: Sendable, Equatable {
     case .double(let number): return Int(exactly: number).map(String.init)
     default: return nil
     }
+  }
+
+  /// Whether a value in the data is ``Tensors/ignoredLabel``, which names no class.
+  static func isIgnored(_ value: JSONValue) -> Bool {
+    name(of: value) == String(ignoredLabel)
   }
 
   private static let malformed = PEFTError(

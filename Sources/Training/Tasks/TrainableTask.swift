@@ -157,7 +157,8 @@ struct TokenClassificationTask: TrainableTask {
             "'labels' has \(labels.count) elements, 'input_ids' has \(example.tokenIDs.count)",
             at: record.location)
         }
-        example.labels = try builder.classes(labels, at: record.location, byName: false)
+        example.labels = try builder.classes(
+          labels, at: record.location, byName: false, allowsIgnored: true)
       }
       : try builder.words(source)
   }

@@ -1,0 +1,80 @@
+import Models
+import PEFTCore
+import PEFTSupport
+import TestSupport
+import Testing
+import Tokenizers
+
+@testable import Training
+
+/// Labels in data files: what counts as a class, and what is refused with its place.
+struct LabelDataTests {
+  private let folder: TemporaryFolder
+
+  init() throws {
+    folder = try TemporaryFolder()
+    _ = try folder.write("tokenizer.json", WordTokenizer.json(["a", "b"]))
+  }
+
+  private func source(_ name: String, _ text: String, _ task: TaskType) throws -> DataSource {
+    try DataSource(try folder.write(name, text), DataConfiguration(), task: task)
+  }
+
+  private func dataset(
+    _ source: DataSource, _ task: TaskType, labels: [String]? = nil,
+    problem: ProblemType = .singleLabel
+  ) throws -> Dataset {
+    try DatasetBuilder(
+      task: task, configuration: DataConfiguration(),
+      limits: InputLimits(vocabulary: 99, positions: 40, positionsAreTable: true, tokenTypes: 2),
+      labels: try labels.map { (names) throws(PEFTError) in try LabelSet(names) },
+      problem: problem, tokenizer: Tokenizer(folder: folder.path)
+    ).dataset(source)
+  }
+
+  private func sequences(
+    _ text: String, labels: [String]? = nil, problem: ProblemType = .singleLabel,
+    name: String = "data.jsonl"
+  ) throws -> Dataset {
+    try dataset(
+      try source(name, text, .sequenceClassification), .sequenceClassification, labels: labels,
+      problem: problem)
+  }
+
+  // MARK: -100
+
+  @Test func ignoredTagsAreNoClass() throws {
+    let lines = """
+      {"words": ["a", "b"], "tags": ["O", -100]}
+      {"words": ["b"], "tags": [-100]}
+      {"words": ["a"], "tags": ["B"]}
+      """
+    let source = try source("data.jsonl", lines, .tokenClassification)
+    #expect(LabelSet(occurring: try source.labelNames(DataConfiguration())).names == ["B", "O"])
+    let data = try dataset(source, .tokenClassification, labels: ["B", "O"])
+    #expect(
+      data.examples.map(\.labels)
+        == [[-100, 1, -100, -100], [-100, -100, -100], [-100, 0, -100]])
+  }
+
+  @Test(arguments: [
+    ("data.jsonl", "{\"text\": \"a\", \"label\": 0}\n{\"text\": \"a\", \"label\": [0, -100]}"),
+    ("data.jsonl", "{\"text\": \"a\", \"label\": 0}\n{\"text\": \"a\", \"label\": -100}"),
+    ("data.jsonl", "{\"input_ids\": [5], \"label\": 0}\n{\"input_ids\": [5], \"label\": -100}"),
+    ("data.csv", "text,label\na,-100\n"),
+  ])
+  func ignoredLabelsOfSequencesAreRefused(_ name: String, _ text: String) throws {
+    for problem in [ProblemType.singleLabel, .multiLabel] {
+      if problem == .singleLabel, text.contains("[0,") { continue }
+      let message = failure {
+        _ = try sequences(text, labels: ["x", "y"], problem: problem, name: name)
+      }
+      #expect(
+        message.contains("\(name):2: the label of a sequence is -100"), "\(problem): \(message)")
+    }
+    let found = try source(name, text, .sequenceClassification)
+    if found.format != .tokens {
+      #expect(try !found.labelNames(DataConfiguration()).contains("-100"))
+    }
+  }
+}
