@@ -77,4 +77,35 @@ struct LabelDataTests {
       #expect(try !found.labelNames(DataConfiguration()).contains("-100"))
     }
   }
+
+  // MARK: Names and ids
+
+  /// A label is a name or an id, also in CSV, where every value is a text.
+  @Test(arguments: ["data.csv", "data.jsonl"])
+  func labelsAreNamesOrIDs(_ name: String) throws {
+    func text(_ labels: [String]) -> String {
+      name.hasSuffix("csv")
+        ? "text,label\n" + labels.map { "a,\($0)\n" }.joined()
+        : labels.map {
+          "{\"text\": \"a\", \"label\": \(Int($0) == nil ? "\"\($0)\"" : $0)}\n"
+        }.joined()
+    }
+    func ids(_ values: [String], _ labels: [String]) throws -> [Int32] {
+      try sequences(text(values), labels: labels, name: name).examples.flatMap(\.labels)
+    }
+    #expect(try ids(["1", "negative", "0"], ["negative", "positive"]) == [1, 0, 0])
+    let beyond = failure { _ = try ids(["0", "2"], ["negative", "positive"]) }
+    #expect(beyond.contains("the label 2 is not one of the model's 2 classes"), "\(beyond)")
+    // Names that are numbers: their ids differ, and other numbers mean nothing.
+    #expect(try ids(["5", "1", "3"], ["1", "2", "3", "4", "5"]) == [4, 0, 2])
+    let unknown = failure { _ = try ids(["5", "0"], ["1", "2", "3", "4", "5"]) }
+    let line = name.hasSuffix("csv") ? 3 : 2
+    #expect(unknown.contains("\(name):\(line): unknown label '0'"), "\(unknown)")
+  }
+
+  /// Token files have ids, whatever the names are.
+  @Test func tokenFilesHaveIDs() throws {
+    let line = "{\"input_ids\": [4], \"label\": 0}"
+    #expect(try sequences(line, labels: ["3", "4"]).examples[0].labels == [0])
+  }
 }

@@ -35,6 +35,9 @@ extension DatasetBuilder {
 
   /// The ids of labels: names, or numbers from 0.
   ///
+  /// A text of digits is a number too, since CSV files have no others. Where names are numbers
+  /// themselves, another number is an unknown name and no id.
+  ///
   /// - Parameters:
   ///   - values: The labels.
   ///   - location: Where they stand.
@@ -60,28 +63,33 @@ extension DatasetBuilder {
         ids.append(ignoredLabel)
         continue
       }
-      if case .int(let number) = value {
-        if byName, let id = labels.id(of: String(number)) {
-          ids.append(id)
-          continue
-        }
-        guard number >= 0, number < labels.count else {
-          throw PEFTError(
-            .invalidData, "the label \(number) is not one of the model's \(labels.count) classes",
-            at: location, remedy: "Classes count from 0.")
-        }
-        ids.append(Int32(number))
-        continue
-      }
       guard let name = LabelSet.name(of: value) else {
         throw PEFTError(
           .invalidData,
           "a label is \(value.kindName) (\(value.text())), a name or an integer was expected",
           at: location)
       }
-      ids.append(try labels.id(of: name, at: location))
+      let isID = !byName && value.int != nil
+      if !isID, let id = labels.id(of: name) {
+        ids.append(id)
+      } else if isID || !labels.hasNumbers, let number = Self.classNumber(name) {
+        guard number >= 0, number < labels.count else {
+          throw PEFTError(
+            .invalidData, "the label \(name) is not one of the model's \(labels.count) classes",
+            at: location, remedy: "Classes count from 0.")
+        }
+        ids.append(Int32(number))
+      } else {
+        ids.append(try labels.id(of: name, at: location))
+      }
     }
     return ids
+  }
+
+  /// The number that a label is, with or without quotes.
+  private static func classNumber(_ name: String) -> Int? {
+    let digits = name.hasPrefix("-") ? name.dropFirst() : name[...]
+    return digits.allSatisfy { "0"..."9" ~= $0 } ? Int(name) : nil
   }
 
   // MARK: Words

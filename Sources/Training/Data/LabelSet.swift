@@ -5,6 +5,8 @@ import Tensors
 public struct LabelSet: Sendable, Equatable {
   /// The names by id.
   public let names: [String]
+  /// Whether a name is an integer, so that a number in the data is meant as a name.
+  let hasNumbers: Bool
   private let ids: [String: Int32]
 
   /// The file beside an adapter that holds the names.
@@ -22,6 +24,7 @@ public struct LabelSet: Sendable, Equatable {
     }
     self.names = names
     self.ids = ids
+    hasNumbers = names.contains { Int($0) != nil }
   }
 
   /// The labels that occur in data, sorted: as numbers when all of them are, else as text.
@@ -32,6 +35,7 @@ public struct LabelSet: Sendable, Equatable {
       numbers.count == distinct.count
       ? distinct.sorted { Int($0)! < Int($1)! } : distinct.sorted()
     names = sorted
+    hasNumbers = !numbers.isEmpty
     ids = Dictionary(uniqueKeysWithValues: sorted.enumerated().map { ($1, Int32($0)) })
   }
 
