@@ -22,23 +22,23 @@ struct LabelDataTests {
 
   private func dataset(
     _ source: DataSource, _ task: TaskType, labels: [String]? = nil,
-    problem: ProblemType = .singleLabel
+    problem: ProblemType = .singleLabel, targetCount: Int? = nil
   ) throws -> Dataset {
     try DatasetBuilder(
       task: task, configuration: DataConfiguration(),
       limits: InputLimits(vocabulary: 99, positions: 40, positionsAreTable: true, tokenTypes: 2),
       labels: try labels.map { (names) throws(PEFTError) in try LabelSet(names) },
-      problem: problem, tokenizer: Tokenizer(folder: folder.path)
+      problem: problem, targetCount: targetCount, tokenizer: Tokenizer(folder: folder.path)
     ).dataset(source)
   }
 
   private func sequences(
     _ text: String, labels: [String]? = nil, problem: ProblemType = .singleLabel,
-    name: String = "data.jsonl"
+    targetCount: Int? = nil, name: String = "data.jsonl"
   ) throws -> Dataset {
     try dataset(
       try source(name, text, .sequenceClassification), .sequenceClassification, labels: labels,
-      problem: problem)
+      problem: problem, targetCount: targetCount)
   }
 
   // MARK: -100
@@ -107,5 +107,59 @@ struct LabelDataTests {
   @Test func tokenFilesHaveIDs() throws {
     let line = "{\"input_ids\": [4], \"label\": 0}"
     #expect(try sequences(line, labels: ["3", "4"]).examples[0].labels == [0])
+  }
+
+  // MARK: Numbers
+
+  @Test func theNumberOfTargetsIsChecked() throws {
+    let lines = """
+      {"text": "a", "label": [0.5, 1]}
+      {"text": "b", "label": [0.2]}
+      """
+    let text = failure { _ = try sequences(lines, problem: .regression, targetCount: 2) }
+    #expect(text.contains("data.jsonl:2: 'label' holds 1 numbers, the model gives 2"), "\(text)")
+    #expect(try sequences(lines, problem: .regression).count == 2)
+    let none = failure {
+      _ = try sequences("{\"text\": \"a\", \"label\": []}", problem: .regression)
+    }
+    #expect(none.contains("data.jsonl:1: 'label' holds no number"), "\(none)")
+  }
+
+  /// A run compares with its first record, before anything is written; a model that is evaluated
+  /// with its head.
+  @Test func runsAndEvaluationsCheckTheNumberOfTargets() throws {
+    let run = try TinyRun()
+    let lines = """
+      {"input_ids": [1, 2], "label": [0.5, 1]}
+      {"input_ids": [3], "label": [0.5, 1, 2]}
+      {"input_ids": [4], "label": [0.5]}
+      """
+    let data = try run.folder.write("numbers.jsonl", lines)
+    let text = failure { _ = try run.prepare(["train_file": .string(data)]) }
+    #expect(text.contains("numbers.jsonl:2: 'label' holds 3 numbers, the model gives 2"), "\(text)")
+    #expect(!FileSystem.exists(run.folder("out")))
+    let adapted = try AdaptedModel(
+      try run.folder.regressionModel(), adapter: TestData.golden("tasks/bert-regression-3/adapter"),
+      registry: standardRegistry)
+    let evaluation = failure { _ = try adapted.evaluate(data, data: DataConfiguration()) }
+    #expect(
+      evaluation.contains("numbers.jsonl:1: 'label' holds 2 numbers, the model gives 3"),
+      "\(evaluation)")
+  }
+}
+
+extension TemporaryFolder {
+  /// The golden BERT with the settings of a regression.
+  fileprivate func regressionModel() throws -> String {
+    let source = TestData.golden("bert/model")
+    try FileSystem.createDirectory(self("regression"))
+    var config = try #require(
+      try FileSystem.readJSON(FileSystem.join(source, "config.json")).object)
+    config["problem_type"] = "regression"
+    _ = try write("regression/config.json", JSONValue.object(config).text())
+    _ = try write(
+      "regression/model.safetensors",
+      FileSystem.read(FileSystem.join(source, "model.safetensors")))
+    return self("regression")
   }
 }

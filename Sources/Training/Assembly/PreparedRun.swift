@@ -61,7 +61,7 @@ public struct PreparedRun {
       files.all.contains { $0.format != .tokens } ? try Tokenizer(folder: configuration.model) : nil
     let builder = try DatasetBuilder(
       task: task, configuration: configuration.data, limits: limits, labels: labels,
-      problem: problem, tokenizer: tokenizer)
+      problem: problem, targetCount: found.count, tokenizer: tokenizer)
     train = try builder.dataset(files.train)
     validation = try files.validation.map { (file) throws(PEFTError) in
       try builder.dataset(file)

@@ -29,7 +29,15 @@ extension DatasetBuilder {
         value.array ?? [value], at: record.location, byName: byName, allowsIgnored: false)
       for id in ids { targets[Int(id)] = 1 }
       example.targets = targets
-    case .regression: example.targets = try record.numbers(column)
+    case .regression:
+      example.targets = try record.numbers(column)
+      if let targetCount, example.targets.count != targetCount {
+        throw PEFTError(
+          .invalidData,
+          "'\(column)' holds \(example.targets.count) numbers, the model gives "
+            + "\(targetCount)", at: record.location,
+          remedy: "Every record has as many as the first one of the training data.")
+      }
     }
   }
 
@@ -227,6 +235,9 @@ extension DataRecord {
           .invalidData, "'\(column)' holds \(element.text()), a number was expected", at: location)
       }
       numbers.append(Float(number))
+    }
+    if numbers.isEmpty {
+      throw PEFTError(.invalidData, "'\(column)' holds no number", at: location)
     }
     return numbers
   }
