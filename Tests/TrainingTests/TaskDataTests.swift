@@ -200,6 +200,23 @@ struct TaskDataTests {
     #expect(text.contains("'end_positions' is 3, the place of one of the 3 tokens"), "\(text)")
   }
 
+  // MARK: Language models
+
+  /// As the collator of transformers, which gives padding the label -100.
+  @Test func paddingHasNoLabel() throws {
+    let lines = """
+      {"input_ids": [5, 6, 7, 0, 0], "attention_mask": [1, 1, 1, 0, 0]}
+      {"input_ids": [0, 5, 6], "attention_mask": [0, 1, 1]}
+      {"input_ids": [5, 0], "attention_mask": [1, 0], "labels": [5, 0]}
+      {"input_ids": [5, 6]}
+      """
+    let examples = try dataset(.causalLM, lines).examples
+    #expect(examples[0] == Example(tokenIDs: [5, 6, 7], labels: [5, 6, 7]))
+    #expect(examples[1] == Example(tokenIDs: [0, 5, 6], mask: [0, 1, 1], labels: [-100, 5, 6]))
+    #expect(examples[2] == Example(tokenIDs: [5, 0], mask: [1, 0], labels: [5, 0]))
+    #expect(examples[3] == Example(tokenIDs: [5, 6], labels: [5, 6]))
+  }
+
   // MARK: Several labels and numbers
 
   @Test func severalLabels() throws {
