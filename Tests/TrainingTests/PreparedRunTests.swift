@@ -112,6 +112,17 @@ struct PreparedRunTests {
     try run.train(["save_strategy": "no"])
     let again = try run.prepare(["init_adapter": .string(run.folder("out"))])
     #expect(again.notices == ["'lora' has no effect: the settings come from 'init_adapter'"])
+    let text = "the warm-up has no effect with 'lr_scheduler_type: constant'"
+    let changes: [([String: JSONValue], Bool)] = [
+      (["lr_scheduler_type": "constant"], true),
+      (["lr_scheduler_type": "constant", "warmup_steps": 0], false),
+      (["lr_scheduler_type": "constant", "warmup_steps": 0, "warmup_ratio": 0.1], true),
+      (["lr_scheduler_type": "constant_with_warmup"], false),
+    ]
+    for (change, isMentioned) in changes {
+      let notices = try run.prepare(change).notices
+      #expect(notices.contains { $0.hasPrefix(text) } == isMentioned, "\(change): \(notices)")
+    }
     #expect(again.targets.matched.count == 9 && again.targets.saved == ["classifier"])
   }
 }

@@ -159,7 +159,8 @@ struct RunConfigurationTests {
     #expect(try parse(#"{"warmup_steps": 0.1}"#).arguments.warmup == .ratio(0.1))
     #expect(try parse(#"{"warmup_steps": 3, "warmup_ratio": 0.1}"#).arguments.warmup == .steps(3))
     #expect(
-      try parse(#"{"lr_scheduler_type": "constant_with_warmup"}"#).arguments.schedule == .constant)
+      try parse(#"{"lr_scheduler_type": "constant_with_warmup"}"#).arguments.schedule
+        == .constantWithWarmup)
     #expect(try parse(#"{"resume_from_checkpoint": true}"#).arguments.resumption == .newest)
   }
 

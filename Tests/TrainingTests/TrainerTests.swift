@@ -150,7 +150,8 @@ struct TrainerTests {
     // A rate that soon spoils what the first epochs have learnt.
     let summary = try run.train([
       "validation_file": .string(run.folder("validation.jsonl")), "num_train_epochs": 8,
-      "learning_rate": 0.3, "lr_scheduler_type": "constant", "load_best_model_at_end": true,
+      "learning_rate": 0.3, "lr_scheduler_type": "constant_with_warmup",
+      "load_best_model_at_end": true,
       "metric_for_best_model": "loss", "save_total_limit": 1,
       "test_file": .string(run.folder("validation.jsonl")),
     ])

@@ -96,6 +96,7 @@ public struct PreparedRun {
         "default", any: config, seed: UInt64(configuration.arguments.seed),
         calibration: calibration)
     }
+    if let notice = configuration.arguments.warmupNotice { notices.append(notice) }
     if train.truncatedCount > 0 {
       notices.append(
         "\(grouped(train.truncatedCount)) of \(grouped(train.count)) training examples reach the "

@@ -51,7 +51,7 @@ public struct TrainingArguments: Sendable, Equatable {
   public var learningRate = 5e-5
   /// `lr_scheduler_type`.
   public var schedule = LearningRateSchedule.Kind.linear
-  /// `warmup_steps` or `warmup_ratio`.
+  /// `warmup_steps` or `warmup_ratio`; the schedule `constant` has none.
   public var warmup = Warmup.steps(0)
   /// `weight_decay`, decoupled, on every trained tensor.
   public var weightDecay = 0.0
@@ -146,12 +146,7 @@ public struct TrainingArguments: Sendable, Equatable {
 
   private mutating func readSchedule(_ reader: inout SettingsReader) throws(PEFTError) {
     learningRate = try reader.number("learning_rate", "0 or more") { $0 >= 0 } ?? learningRate
-    if let name = reader.value("lr_scheduler_type")?.string, name == "constant_with_warmup" {
-      schedule = .constant
-    } else {
-      schedule =
-        try reader.choice("lr_scheduler_type", LearningRateSchedule.Kind.self) ?? schedule
-    }
+    schedule = try reader.choice("lr_scheduler_type", LearningRateSchedule.Kind.self) ?? schedule
     let ratio = try reader.number("warmup_ratio", "from 0 to 1") { (0...1).contains($0) }
     let steps = try reader.number("warmup_steps", "0 or more") { $0 >= 0 }
     if let steps, steps > 0 {
@@ -164,6 +159,13 @@ public struct TrainingArguments: Sendable, Equatable {
     } else if let ratio {
       warmup = .ratio(ratio)
     }
+  }
+
+  /// What to say about a warm-up that has no effect.
+  var warmupNotice: String? {
+    guard schedule == .constant, warmup != .steps(0), warmup != .ratio(0) else { return nil }
+    return "the warm-up has no effect with 'lr_scheduler_type: constant'; "
+      + "'constant_with_warmup' has one"
   }
 
   private mutating func readSaving(_ reader: inout SettingsReader) throws(PEFTError) {
