@@ -53,7 +53,8 @@ public struct TrainingArguments: Sendable, Equatable {
   public var schedule = LearningRateSchedule.Kind.linear
   /// `warmup_steps` or `warmup_ratio`; the schedule `constant` has none.
   public var warmup = Warmup.steps(0)
-  /// `weight_decay`, decoupled, on every trained tensor.
+  /// `weight_decay`, decoupled; of all trained tensors but biases and norms, see
+  /// ``makeOptimizer(for:)``.
   public var weightDecay = 0.0
   /// `adam_beta1`.
   public var beta1 = 0.9
