@@ -79,6 +79,28 @@ struct PreparedRunTests {
     #expect(text.contains("train.jsonl:"))
   }
 
+  @Test func classesBeyondAnyHeadAreRefused() throws {
+    for label in ["9223372036854775807", "1048576"] {
+      let text = try message(
+        data: "{\"input_ids\": [1], \"label\": 0}\n{\"input_ids\": [1], \"label\": \(label)}")
+      #expect(
+        text.contains("bad.jsonl:2: the class \(label) in 'label' is beyond the largest"), "\(text)"
+      )
+    }
+  }
+
+  /// An evaluation in one batch, however many sequences that may have.
+  @Test func batchesMayBeLargerThanTheData() throws {
+    let prepared = try run.prepare()
+    let objective = try ClassificationObjective(
+      #require(prepared.base.model as? any SequenceClassifier))
+    var done: [Int] = []
+    let result = try Evaluator(objective).evaluate(prepared.train, batchSize: .max) {
+      done.append($0)
+    }
+    #expect(result.examples == 22 && done == [22])
+  }
+
   @Test func tasksMustFit() throws {
     #expect(message(["task_type": "FEATURE_EXTRACTION"]).contains("FEATURE_EXTRACTION has no loss"))
     #expect(message(["task_type": "CAUSAL_LM"]).contains("a BERT encoder has no CAUSAL_LM head"))

@@ -245,7 +245,7 @@ private struct DataFiles {
     var columns = columns
     if train.format == .tokens {
       columns.labelColumn = ofTokens ? "labels" : "label"
-      if let largest = train.largestLabel(columns.labelColumn) {
+      if let largest = try train.largestLabel(columns.labelColumn) {
         if let own, own.count > largest { return own }
         if let count = settings.object["num_labels"]?.int, count > largest {
           return try .unnamed(count)

@@ -138,7 +138,8 @@ public struct TrainingArguments: Sendable, Equatable {
       try reader.int("per_device_eval_batch_size", atLeast: 1) ?? evaluationBatchSize
     accumulationSteps =
       try reader.int("gradient_accumulation_steps", atLeast: 1) ?? accumulationSteps
-    seed = try reader.int("seed", atLeast: 0) ?? seed
+    // Up to here a number of JSON is the same in every reader.
+    seed = try reader.int("seed", atLeast: 0, atMost: 1 << 53) ?? seed
     shuffles = try reader.bool("shuffle") ?? shuffles
     recomputesBlocks = try reader.bool("gradient_checkpointing") ?? recomputesBlocks
     threads = try reader.int("num_threads", atLeast: 1)
@@ -149,7 +150,10 @@ public struct TrainingArguments: Sendable, Equatable {
     learningRate = try reader.number("learning_rate", "0 or more") { $0 >= 0 } ?? learningRate
     schedule = try reader.choice("lr_scheduler_type", LearningRateSchedule.Kind.self) ?? schedule
     let ratio = try reader.number("warmup_ratio", "from 0 to 1") { (0...1).contains($0) }
-    let steps = try reader.number("warmup_steps", "0 or more") { $0 >= 0 }
+    let largest = SettingsReader.largestCount
+    let steps = try reader.number("warmup_steps", "from 0 to \(largest)") {
+      (0...Double(largest)).contains($0)
+    }
     if let steps, steps > 0 {
       // As in transformers: below 1 it is a ratio, and it goes before warmup_ratio.
       if steps >= 1, steps != steps.rounded() {

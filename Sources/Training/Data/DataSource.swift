@@ -107,14 +107,25 @@ public struct DataSource: Sendable {
     return names
   }
 
+  /// Most classes of a tokens file, where nothing but the largest id says how many there are.
+  private static let mostClasses = 1 << 20
+
   /// The largest class of a tokens file, or `nil` when it names its labels.
   ///
   /// - Parameter column: "label", or "labels" with one for each token.
-  func largestLabel(_ column: String) -> Int? {
+  /// - Throws: ``PEFTError`` with the place of a class for which no head would have room.
+  func largestLabel(_ column: String) throws(PEFTError) -> Int? {
     var largest: Int?
     for record in records {
       for value in record.values[column]?.array ?? [record.values[column] ?? .null] {
         guard let label = value.int else { return nil }
+        if label >= Self.mostClasses {
+          throw PEFTError(
+            .invalidData,
+            "the class \(label) in '\(column)' is beyond the largest, "
+              + "\(Self.mostClasses - 1)", at: record.location,
+            remedy: "Classes count from 0 without gaps.")
+        }
         largest = max(largest ?? 0, label)
       }
     }
