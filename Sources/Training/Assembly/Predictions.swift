@@ -194,8 +194,7 @@ extension AdaptedModel {
       let logits = withoutGradients {
         model.logits(batch.tokens, ForwardContext(batch.tokens.layout)).scalars
       }
-      let rows = window.offset..<window.offset + window.part.count
-      let span = QuestionAnsweringObjective.bestSpan(logits, rows)
+      let span = QuestionAnsweringObjective.bestSpan(logits, window.rows)
       let (start, end) = (logits[2 * span.lowerBound], logits[2 * span.upperBound + 1])
       guard start + end > highest else { continue }
       highest = start + end
