@@ -372,7 +372,8 @@ def check_training(subject: Subject, start: Path, data: Path, tool: Tool, report
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
-        "weight_decay": WEIGHT_DECAY,
+        # torch's AdamW decays every tensor, a classifier's bias included.
+        "parameter_groups": [{"pattern": ".", "weight_decay": WEIGHT_DECAY}],
         "max_grad_norm": 0,
         "shuffle": False,
         "seed": 0,

@@ -253,7 +253,8 @@ class Check:
             "per_device_train_batch_size": BATCH,
             "learning_rate": RATE,
             "lr_scheduler_type": "constant",
-            "weight_decay": DECAY,
+            # torch's AdamW decays every tensor, a classifier's bias included.
+            "parameter_groups": [{"pattern": ".", "weight_decay": DECAY}],
             "max_grad_norm": 0,
             "shuffle": False,
             "eval_strategy": "no",

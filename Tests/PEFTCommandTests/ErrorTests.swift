@@ -92,6 +92,14 @@ struct ErrorTests {
         "merge --model %/llama/model --adapter %/llama/adapter_a --output %/llama/adapter_a "
           + "--overwrite", ["--output: ", "one of the inputs"]
       ),
+      (
+        "eval --model %/llama/model --data @/none --batch-size 9223372036854775807",
+        ["--batch-size must be at most 2147483647"]
+      ),
+      (
+        "predict --model %/llama/model --batch-size 2147483648 text",
+        ["--batch-size must be at most 2147483647"]
+      ),
       ("generate --model @/none --prompt a", ["@/none"]),
       ("generate --model %/llama/model --prompt a", ["llama/model: there is no tokenizer.json"]),
       ("generate --model %/llama/model --prompt a --top-p 2", ["top-p is 2.0"]),

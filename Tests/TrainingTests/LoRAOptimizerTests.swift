@@ -93,6 +93,45 @@ struct LoRAOptimizerTests {
     #expect(groups[4].settings == OptimizerSettings(learningRate: 1e-3))
   }
 
+  /// Which tensors decay: those of `Trainer.get_decay_parameter_names` in transformers 5 for the
+  /// same model with peft.
+  @Test func biasesAndNormsDoNotDecay() throws {
+    let run = try GoldenRun("bert", adapter: "bert/adapter_a")
+    var arguments = TrainingArguments(outputFolder: "")
+    #expect(try arguments.makeOptimizer(for: run.model).groups.count == 1)
+    arguments.weightDecay = 0.1
+    let groups = try arguments.makeOptimizer(for: run.model).groups
+    try #require(groups.count == 2)
+    #expect(groups[0].settings.weightDecay == 0.1 && groups[1].settings.weightDecay == 0)
+    #expect(groups[1].parameters.map(\.key) == ["base_model.model.classifier.bias"])
+    #expect(groups[0].parameters.count == run.model.trainableTensors.count - 1)
+    // Rules say themselves what decays.
+    arguments.parameterGroups = [ParameterGroupRule(role: .outputFactor, learningRate: 1)]
+    let ruled = try arguments.makeOptimizer(for: run.model).groups
+    #expect(ruled.count == 2 && ruled.allSatisfy { $0.settings.weightDecay == 0.1 })
+  }
+
+  /// Names against transformers' patterns `bias`, `layernorm`, `rmsnorm`, `(?:^|\.)norm(?:$|\.)` and
+  /// `_norm(?:$|\.)`, without regard to case, and its rule about the type LayerNorm.
+  @Test(arguments: [
+    ("model.norm", "weight", "LlamaRMSNorm", true),
+    ("layers.0.input_layernorm", "weight", "LlamaRMSNorm", true),
+    ("encoder.LayerNorm", "weight", "LayerNorm", true), ("ln_1", "weight", "LayerNorm", true),
+    ("self_attn.q_norm", "weight", "RMS", true), ("norm", "weight", "RMS", true),
+    ("self_attn.q_proj", "lora_B.bias", "Linear", true),
+    ("self_attn.q_proj", "lora_magnitude_vector", "Linear", false),
+    ("self_attn.q_proj", "lora_A.weight", "Linear", false),
+    ("norms.normal", "weight", "Linear", false), ("score", "weight", "Linear", false),
+  ])
+  func namesOfWhatDoesNotDecay(
+    _ path: String, _ suffix: String, _ type: String, _ isExempt: Bool
+  ) {
+    let tensor = TrainedTensor(
+      tensor: AdapterTensor(key: "k", parameter: Parameter(Tensor(shape: [1], scalars: [0]))),
+      path: path, suffix: suffix, moduleType: type)
+    #expect(tensor.isExemptFromDecay == isExempt)
+  }
+
   @Test func rulesThatFitNothingAreErrors() throws {
     let run = try GoldenRun("llama", adapter: "llama/adapter_a")
     var arguments = TrainingArguments(outputFolder: "")

@@ -79,6 +79,28 @@ struct PreparedRunTests {
     #expect(text.contains("train.jsonl:"))
   }
 
+  @Test func classesBeyondAnyHeadAreRefused() throws {
+    for label in ["9223372036854775807", "1048576"] {
+      let text = try message(
+        data: "{\"input_ids\": [1], \"label\": 0}\n{\"input_ids\": [1], \"label\": \(label)}")
+      #expect(
+        text.contains("bad.jsonl:2: the class \(label) in 'label' is beyond the largest"), "\(text)"
+      )
+    }
+  }
+
+  /// An evaluation in one batch, however many sequences that may have.
+  @Test func batchesMayBeLargerThanTheData() throws {
+    let prepared = try run.prepare()
+    let objective = try ClassificationObjective(
+      #require(prepared.base.model as? any SequenceClassifier))
+    var done: [Int] = []
+    let result = try Evaluator(objective).evaluate(prepared.train, batchSize: .max) {
+      done.append($0)
+    }
+    #expect(result.examples == 22 && done == [22])
+  }
+
   @Test func tasksMustFit() throws {
     #expect(message(["task_type": "FEATURE_EXTRACTION"]).contains("FEATURE_EXTRACTION has no loss"))
     #expect(message(["task_type": "CAUSAL_LM"]).contains("a BERT encoder has no CAUSAL_LM head"))
@@ -112,6 +134,17 @@ struct PreparedRunTests {
     try run.train(["save_strategy": "no"])
     let again = try run.prepare(["init_adapter": .string(run.folder("out"))])
     #expect(again.notices == ["'lora' has no effect: the settings come from 'init_adapter'"])
+    let text = "the warm-up has no effect with 'lr_scheduler_type: constant'"
+    let changes: [([String: JSONValue], Bool)] = [
+      (["lr_scheduler_type": "constant"], true),
+      (["lr_scheduler_type": "constant", "warmup_steps": 0], false),
+      (["lr_scheduler_type": "constant", "warmup_steps": 0, "warmup_ratio": 0.1], true),
+      (["lr_scheduler_type": "constant_with_warmup"], false),
+    ]
+    for (change, isMentioned) in changes {
+      let notices = try run.prepare(change).notices
+      #expect(notices.contains { $0.hasPrefix(text) } == isMentioned, "\(change): \(notices)")
+    }
     #expect(again.targets.matched.count == 9 && again.targets.saved == ["classifier"])
   }
 }

@@ -146,9 +146,35 @@ struct RunConfigurationTests {
     ),
     (#"{"labels": {"a": 0}}"#, "'labels' is an object"),
     (#"{"max_length": 1}"#, "'max_length' is 1, it must be at least 2"),
+    (#"{"warmup_steps": 1e30}"#, "'warmup_steps' is 1e+30, it must be from 0 to 2147483647"),
+    (
+      #"{"per_device_train_batch_size": 9223372036854775807}"#,
+      "'per_device_train_batch_size' is 9223372036854775807, it must be at most 2147483647"
+    ),
+    (#"{"max_steps": 9223372036854775806}"#, "it must be at most 2147483647"),
+    (#"{"gradient_accumulation_steps": 2147483648}"#, "it must be at most 2147483647"),
+    (
+      #"{"seed": 9007199254740993}"#,
+      "'seed' is 9007199254740993, it must be at most 9007199254740992"
+    ),
   ])
   func errorsNameTheKey(_ json: String, _ expected: String) {
     #expect(failure(json).contains(expected), "\(failure(json))")
+  }
+
+  /// The largest settings that are read overflow nothing.
+  @Test func theLargestCountsCanBePlanned() throws {
+    let arguments = try parse(
+      """
+      {"per_device_train_batch_size": 2147483647, "gradient_accumulation_steps": 2147483647,
+       "max_steps": 2147483647, "warmup_steps": 2147483647, "seed": 9007199254740992}
+      """
+    ).arguments
+    let plan = TrainingPlan(arguments, exampleCount: 3)
+    #expect(plan.totalSteps == 2_147_483_647 && plan.warmupSteps == 2_147_483_647)
+    #expect(plan.batches(of: plan.totalSteps - 1).map(\.places) == [0..<3])
+    #expect(plan.epochs(after: plan.totalSteps) == 2_147_483_647)
+    #expect(plan.epochCount == 2_147_483_647)
   }
 
   @Test func strategiesFollowFromTheirSteps() throws {
@@ -159,7 +185,8 @@ struct RunConfigurationTests {
     #expect(try parse(#"{"warmup_steps": 0.1}"#).arguments.warmup == .ratio(0.1))
     #expect(try parse(#"{"warmup_steps": 3, "warmup_ratio": 0.1}"#).arguments.warmup == .steps(3))
     #expect(
-      try parse(#"{"lr_scheduler_type": "constant_with_warmup"}"#).arguments.schedule == .constant)
+      try parse(#"{"lr_scheduler_type": "constant_with_warmup"}"#).arguments.schedule
+        == .constantWithWarmup)
     #expect(try parse(#"{"resume_from_checkpoint": true}"#).arguments.resumption == .newest)
   }
 

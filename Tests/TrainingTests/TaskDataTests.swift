@@ -162,8 +162,71 @@ struct TaskDataTests {
     #expect(data.examples.map(\.tokenIDs.count) == [11, 11] && data.truncatedCount == 1)
     #expect(Array(data.examples[1].tokenIDs[4...]).first == id("york"))
     #expect(data.examples.map(\.labels) == [[0, 0], [8, 8]])
+    // The first window has lost the answer.
+    #expect(
+      data.examples.map(\.search) == [
+        AnswerSearch(rows: 4..<10, allowsNone: false, isScored: false),
+        AnswerSearch(rows: 4..<10, allowsNone: false, isScored: true),
+      ])
+    let more = line + "\n{\"question\": \"who ?\", \"context\": \"Anna lives.\"}"
+    let both = try dataset(.questionAnswering, more) {
+      $0.maxLength = 11
+      $0.stride = 2
+    }
+    #expect(both.examples.map { $0.search?.isScored } == [false, true, true])
+    #expect(both.examples.allSatisfy { $0.search?.allowsNone == true })
+    #expect(both.examples[2].search?.rows == 4..<7 && both.examples[2].labels == [0, 0])
     let text = failure { _ = try dataset(.questionAnswering, line) { $0.maxLength = 5 } }
     #expect(text.contains("which leaves none of 5 for the context"), "\(text)")
+  }
+
+  /// By hand: the start and end logits of two sequences of five tokens, of which the last three are
+  /// the context's.
+  @Test func answersAreLookedForInTheContext() {
+    // The best span of all rows is 1...1, of the context 2...3 and 4...4; "no answer" has 4 and 0.
+    let starts: [Float] = [2, 9, 3, 0, 0] + [0, 9, 0, 0, 1]
+    let ends: [Float] = [2, 9, 0, 2, 0] + [0, 9, 0, 0, 1]
+    let logits = zip(starts, ends).flatMap { [$0, $1] }
+    func sums(_ labels: [[Int32]], _ searches: [AnswerSearch?]) -> [Double] {
+      var sums = EvaluationSums()
+      let examples = zip(labels, searches).map {
+        Example(tokenIDs: [1, 2, 3, 4, 5], labels: $0, search: $1)
+      }
+      QuestionAnsweringObjective.score(logits, Batch(examples), into: &sums)
+      return ["scored", "exact", "f1"].map { sums[$0] }
+    }
+    func search(none: Bool = false, scored: Bool = true) -> AnswerSearch {
+      AnswerSearch(rows: 2..<5, allowsNone: none, isScored: scored)
+    }
+    #expect(sums([[2, 3], [4, 4]], [search(), search()]) == [2, 2, 2])
+    // Half of two tokens and one: 2 · 1 / (2 + 1).
+    #expect(sums([[3, 3], [2, 2]], [search(), search()]) == [2, 0, 2.0 / 3])
+    // Token data says nothing of a context.
+    #expect(sums([[1, 1], [4, 4]], [nil, nil]) == [2, 1, 1])
+    // 2 + 2 is less than 3 + 2 and 0 + 0 less than 1 + 1: an answer wins, unless the context is
+    // only the third row, where 3 + 0 loses.
+    #expect(sums([[0, 0], [0, 0]], [search(none: true), search(none: true)]) == [2, 0, 0])
+    let narrow = AnswerSearch(rows: 2..<3, allowsNone: true, isScored: true)
+    #expect(sums([[0, 0], [4, 4]], [narrow, search(none: true)]) == [2, 2, 2])
+    // What has lost its answer is not counted.
+    #expect(sums([[0, 0], [4, 4]], [search(scored: false), search()]) == [1, 1, 1])
+  }
+
+  /// Means are over what is scored; the loss is over all.
+  @Test func metricsOfAnswersAreOverWhatIsScored() throws {
+    let run = try GoldenRun("bert", adapter: "tasks/bert-question/adapter")
+    func evaluate(scored: [Bool]) throws -> EvaluationResult {
+      let examples = scored.map {
+        Example(
+          tokenIDs: [1, 2, 3, 4], labels: [2, 2],
+          search: AnswerSearch(rows: 2..<3, allowsNone: false, isScored: $0))
+      }
+      return try Evaluator(run.objective).evaluate(Dataset(examples), batchSize: 4)
+    }
+    let (all, some) = (try evaluate(scored: [true, true]), try evaluate(scored: [false, true]))
+    #expect(all.value(of: "exact_match") == 1 && some.value(of: "exact_match") == 1)
+    #expect(some.value(of: "f1") == 1 && some.loss == all.loss && some.examples == 2)
+    #expect(try evaluate(scored: [false]).value(of: "f1") == 0)
   }
 
   @Test func answersThatAreNotThereAreErrors() {
@@ -198,6 +261,23 @@ struct TaskDataTests {
       _ = try dataset(.questionAnswering, line.replacing("\": 2}", with: "\": 3}"))
     }
     #expect(text.contains("'end_positions' is 3, the place of one of the 3 tokens"), "\(text)")
+  }
+
+  // MARK: Language models
+
+  /// As the collator of transformers, which gives padding the label -100.
+  @Test func paddingHasNoLabel() throws {
+    let lines = """
+      {"input_ids": [5, 6, 7, 0, 0], "attention_mask": [1, 1, 1, 0, 0]}
+      {"input_ids": [0, 5, 6], "attention_mask": [0, 1, 1]}
+      {"input_ids": [5, 0], "attention_mask": [1, 0], "labels": [5, 0]}
+      {"input_ids": [5, 6]}
+      """
+    let examples = try dataset(.causalLM, lines).examples
+    #expect(examples[0] == Example(tokenIDs: [5, 6, 7], labels: [5, 6, 7]))
+    #expect(examples[1] == Example(tokenIDs: [0, 5, 6], mask: [0, 1, 1], labels: [-100, 5, 6]))
+    #expect(examples[2] == Example(tokenIDs: [5, 0], mask: [1, 0], labels: [5, 0]))
+    #expect(examples[3] == Example(tokenIDs: [5, 6], labels: [5, 6]))
   }
 
   // MARK: Several labels and numbers

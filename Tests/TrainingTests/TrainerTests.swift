@@ -38,6 +38,8 @@ struct TrainerTests {
     }
     let golden = try FileSystem.readJSON(TestData.golden("\(name)/losses.json"))
     let adapter = try #require(golden["adapter"]?.string)
+    // torch's AdamW decays the classifier's bias too.
+    let decay: JSONValue = ["pattern": ".", "weight_decay": 0.01]
     let object = JSONObject([
       ("model", .string(TestData.golden("\(name)/model"))),
       ("init_adapter", .string(TestData.golden("\(name)/\(adapter)"))),
@@ -46,6 +48,7 @@ struct TrainerTests {
       ("per_device_train_batch_size", .int(batchSize)), ("shuffle", false),
       ("learning_rate", 0.01), ("lr_scheduler_type", "constant"), ("weight_decay", 0.01),
       ("max_grad_norm", 0), ("save_strategy", "no"),
+      ("parameter_groups", .array([decay])),
     ])
     let run = try PreparedRun(
       RunConfiguration(object, registry: standardRegistry), registry: standardRegistry)
@@ -150,7 +153,8 @@ struct TrainerTests {
     // A rate that soon spoils what the first epochs have learnt.
     let summary = try run.train([
       "validation_file": .string(run.folder("validation.jsonl")), "num_train_epochs": 8,
-      "learning_rate": 0.3, "lr_scheduler_type": "constant", "load_best_model_at_end": true,
+      "learning_rate": 0.3, "lr_scheduler_type": "constant_with_warmup",
+      "load_best_model_at_end": true,
       "metric_for_best_model": "loss", "save_total_limit": 1,
       "test_file": .string(run.folder("validation.jsonl")),
     ])

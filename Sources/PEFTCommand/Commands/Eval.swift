@@ -51,6 +51,9 @@ struct Eval: ParsableCommand {
 
   func validate() throws {
     if batchSize < 1 { throw ValidationError("--batch-size must be at least 1.") }
+    if batchSize > Int(Int32.max) {
+      throw ValidationError("--batch-size must be at most \(Int32.max).")
+    }
     if let maxLength, maxLength < 2 { throw ValidationError("--max-length must be at least 2.") }
   }
 

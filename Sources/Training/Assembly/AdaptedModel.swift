@@ -20,6 +20,7 @@ public struct AdaptedModel {
   /// Columns and lengths as the adapter was trained with, where its folder says.
   public let data: DataConfiguration
   let objective: any Objective
+  private let outputCount: Int
   private let folder: String
 
   /// Loads a model and puts an adapter on it.
@@ -66,8 +67,9 @@ public struct AdaptedModel {
     let hasLabels =
       labelling == .tokens || labelling == .sequences && problem != .regression
     labels = hasLabels ? try Self.labels(settings, content) : nil
+    outputCount = labels?.count ?? count
     let built = try TaskModel(
-      folder, task: resolved, labelCount: labels?.count ?? count,
+      folder, task: resolved, labelCount: outputCount,
       context: TaskContext(labels: labels, problem: problem), options: options,
       registry: registry)
     base = built.loaded
@@ -142,7 +144,8 @@ public struct AdaptedModel {
     let source = try DataSource(path, data, task: task)
     let builder = try DatasetBuilder(
       task: task, configuration: data, limits: base.model.inputLimits, labels: labels,
-      problem: problem, tokenizer: source.format == .tokens ? nil : try tokenizer())
+      problem: problem, targetCount: outputCount,
+      tokenizer: source.format == .tokens ? nil : try tokenizer())
     let dataset = try builder.dataset(source)
     return try Evaluator(objective).evaluate(dataset, batchSize: batchSize) { done in
       try progress(done, dataset.count)

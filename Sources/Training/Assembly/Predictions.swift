@@ -99,6 +99,10 @@ extension AdaptedModel {
   }
 
   private func check(_ example: Example, _ name: String) throws(PEFTError) {
+    // A sequence without rows has no place in a batch: it would get the answer of another.
+    if example.tokenIDs.isEmpty {
+      throw PEFTError(.invalidData, "holds no token", at: name)
+    }
     do {
       try base.model.inputLimits.check(
         ids: example.tokenIDs, types: example.typeIDs, length: example.tokenIDs.count,
@@ -190,8 +194,7 @@ extension AdaptedModel {
       let logits = withoutGradients {
         model.logits(batch.tokens, ForwardContext(batch.tokens.layout)).scalars
       }
-      let rows = window.offset..<window.offset + window.part.count
-      let span = QuestionAnsweringObjective.bestSpan(logits, rows)
+      let span = QuestionAnsweringObjective.bestSpan(logits, window.rows)
       let (start, end) = (logits[2 * span.lowerBound], logits[2 * span.upperBound + 1])
       guard start + end > highest else { continue }
       highest = start + end

@@ -69,7 +69,7 @@ public struct PreparedRun {
       files.all.contains { $0.format != .tokens } ? try Tokenizer(folder: configuration.model) : nil
     let builder = try DatasetBuilder(
       task: task, configuration: configuration.data, limits: limits, labels: labels,
-      problem: problem, tokenizer: tokenizer)
+      problem: problem, targetCount: found.count, tokenizer: tokenizer)
     train = try builder.dataset(files.train)
     validation = try files.validation.map { (file) throws(PEFTError) in
       try builder.dataset(file)
@@ -113,6 +113,7 @@ public struct PreparedRun {
           ? "Add '\(random.module)' to 'modules_to_save' of '\(configuration.method)'."
           : "Begin with an adapter that has '\(random.module)' in its 'modules_to_save'.")
     }
+    if let notice = configuration.arguments.warmupNotice { notices.append(notice) }
     if train.truncatedCount > 0 {
       notices.append(
         "\(grouped(train.truncatedCount)) of \(grouped(train.count)) training examples reach the "
@@ -257,7 +258,7 @@ private struct DataFiles {
     var columns = columns
     if train.format == .tokens {
       columns.labelColumn = ofTokens ? "labels" : "label"
-      if let largest = train.largestLabel(columns.labelColumn) {
+      if let largest = try train.largestLabel(columns.labelColumn) {
         if let own, own.count > largest { return own }
         if let count = settings.object["num_labels"]?.int, count > largest {
           return try .unnamed(count)

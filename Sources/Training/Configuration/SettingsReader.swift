@@ -26,12 +26,22 @@ struct SettingsReader {
     return try reader.bool(key)
   }
 
-  /// An integer of at least `minimum`.
-  mutating func int(_ key: String, atLeast minimum: Int) throws(PEFTError) -> Int? {
+  /// The largest count of anything: steps, sequences of a batch, tokens, threads. Sums and products
+  /// of two counts stay far from what an integer holds.
+  static let largestCount = Int(Int32.max)
+
+  /// An integer of at least `minimum` and at most `maximum`.
+  mutating func int(
+    _ key: String, atLeast minimum: Int, atMost maximum: Int = largestCount
+  ) throws(PEFTError) -> Int? {
     guard let number = try reader.int(key) else { return nil }
     if number < minimum {
       throw PEFTError(
         .invalidConfiguration, "'\(key)' is \(number), it must be at least \(minimum)")
+    }
+    if number > maximum {
+      throw PEFTError(
+        .invalidConfiguration, "'\(key)' is \(number), it must be at most \(maximum)")
     }
     return number
   }

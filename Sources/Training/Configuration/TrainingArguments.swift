@@ -51,9 +51,10 @@ public struct TrainingArguments: Sendable, Equatable {
   public var learningRate = 5e-5
   /// `lr_scheduler_type`.
   public var schedule = LearningRateSchedule.Kind.linear
-  /// `warmup_steps` or `warmup_ratio`.
+  /// `warmup_steps` or `warmup_ratio`; the schedule `constant` has none.
   public var warmup = Warmup.steps(0)
-  /// `weight_decay`, decoupled, on every trained tensor.
+  /// `weight_decay`, decoupled; of all trained tensors but biases and norms, see
+  /// ``makeOptimizer(for:)``.
   public var weightDecay = 0.0
   /// `adam_beta1`.
   public var beta1 = 0.9
@@ -137,7 +138,8 @@ public struct TrainingArguments: Sendable, Equatable {
       try reader.int("per_device_eval_batch_size", atLeast: 1) ?? evaluationBatchSize
     accumulationSteps =
       try reader.int("gradient_accumulation_steps", atLeast: 1) ?? accumulationSteps
-    seed = try reader.int("seed", atLeast: 0) ?? seed
+    // Up to here a number of JSON is the same in every reader.
+    seed = try reader.int("seed", atLeast: 0, atMost: 1 << 53) ?? seed
     shuffles = try reader.bool("shuffle") ?? shuffles
     recomputesBlocks = try reader.bool("gradient_checkpointing") ?? recomputesBlocks
     threads = try reader.int("num_threads", atLeast: 1)
@@ -146,14 +148,12 @@ public struct TrainingArguments: Sendable, Equatable {
 
   private mutating func readSchedule(_ reader: inout SettingsReader) throws(PEFTError) {
     learningRate = try reader.number("learning_rate", "0 or more") { $0 >= 0 } ?? learningRate
-    if let name = reader.value("lr_scheduler_type")?.string, name == "constant_with_warmup" {
-      schedule = .constant
-    } else {
-      schedule =
-        try reader.choice("lr_scheduler_type", LearningRateSchedule.Kind.self) ?? schedule
-    }
+    schedule = try reader.choice("lr_scheduler_type", LearningRateSchedule.Kind.self) ?? schedule
     let ratio = try reader.number("warmup_ratio", "from 0 to 1") { (0...1).contains($0) }
-    let steps = try reader.number("warmup_steps", "0 or more") { $0 >= 0 }
+    let largest = SettingsReader.largestCount
+    let steps = try reader.number("warmup_steps", "from 0 to \(largest)") {
+      (0...Double(largest)).contains($0)
+    }
     if let steps, steps > 0 {
       // As in transformers: below 1 it is a ratio, and it goes before warmup_ratio.
       if steps >= 1, steps != steps.rounded() {
@@ -164,6 +164,13 @@ public struct TrainingArguments: Sendable, Equatable {
     } else if let ratio {
       warmup = .ratio(ratio)
     }
+  }
+
+  /// What to say about a warm-up that has no effect.
+  var warmupNotice: String? {
+    guard schedule == .constant, warmup != .steps(0), warmup != .ratio(0) else { return nil }
+    return "the warm-up has no effect with 'lr_scheduler_type: constant'; "
+      + "'constant_with_warmup' has one"
   }
 
   private mutating func readSaving(_ reader: inout SettingsReader) throws(PEFTError) {

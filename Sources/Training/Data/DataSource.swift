@@ -84,7 +84,7 @@ public struct DataSource: Sendable {
     }
   }
 
-  /// The names of the labels that occur.
+  /// The names of the labels that occur, without ``Tensors/ignoredLabel``.
   ///
   /// - Throws: ``PEFTError`` with the place of a record without a usable label.
   func labelNames(_ configuration: DataConfiguration) throws(PEFTError) -> [String] {
@@ -93,28 +93,39 @@ public struct DataSource: Sendable {
     for record in records {
       let column = configuration.labelColumn
       if format == .tokenClassification {
-        for tag in try record.tags(configuration, count: nil) {
+        for tag in try record.tags(configuration, count: nil) where !LabelSet.isIgnored(tag) {
           names.append(try record.labelName(tag, in: "tags"))
         }
       } else if let labels = record.values[column]?.array {
-        for label in labels where label.int != Int(ignoredLabel) {
+        for label in labels where !LabelSet.isIgnored(label) {
           names.append(try record.labelName(label, in: column))
         }
-      } else {
+      } else if record.values[column].map(LabelSet.isIgnored) != true {
         names.append(try record.labelName(column))
       }
     }
     return names
   }
 
+  /// Most classes of a tokens file, where nothing but the largest id says how many there are.
+  private static let mostClasses = 1 << 20
+
   /// The largest class of a tokens file, or `nil` when it names its labels.
   ///
   /// - Parameter column: "label", or "labels" with one for each token.
-  func largestLabel(_ column: String) -> Int? {
+  /// - Throws: ``PEFTError`` with the place of a class for which no head would have room.
+  func largestLabel(_ column: String) throws(PEFTError) -> Int? {
     var largest: Int?
     for record in records {
       for value in record.values[column]?.array ?? [record.values[column] ?? .null] {
         guard let label = value.int else { return nil }
+        if label >= Self.mostClasses {
+          throw PEFTError(
+            .invalidData,
+            "the class \(label) in '\(column)' is beyond the largest, "
+              + "\(Self.mostClasses - 1)", at: record.location,
+            remedy: "Classes count from 0 without gaps.")
+        }
         largest = max(largest ?? 0, label)
       }
     }

@@ -17,17 +17,37 @@ public struct Example: Sendable, Equatable {
   public var labels: [Int32]
   /// Numbers for the sequence: the targets of a regression, or 0 and 1 for each of several labels.
   public var targets: [Float]
+  /// Where an evaluation looks for the answer to a question; `nil` is everywhere.
+  public var search: AnswerSearch?
 
   /// Creates an example.
   public init(
     tokenIDs: [Int32], typeIDs: [Int32]? = nil, mask: [UInt8]? = nil, labels: [Int32],
-    targets: [Float] = []
+    targets: [Float] = [], search: AnswerSearch? = nil
   ) {
     self.tokenIDs = tokenIDs
     self.typeIDs = typeIDs
     self.mask = mask
     self.labels = labels
     self.targets = targets
+    self.search = search
+  }
+}
+
+/// Where an evaluation looks for the answer to a question, and whether it counts there.
+public struct AnswerSearch: Sendable, Equatable {
+  /// The tokens of the example that are the context's.
+  public var rows: Range<Int>
+  /// Whether the first token, "no answer", competes with them.
+  public var allowsNone: Bool
+  /// Whether the example counts for the metrics; for the loss it always does.
+  public var isScored: Bool
+
+  /// Creates a search.
+  public init(rows: Range<Int>, allowsNone: Bool, isScored: Bool) {
+    self.rows = rows
+    self.allowsNone = allowsNone
+    self.isScored = isScored
   }
 }
 
@@ -76,6 +96,8 @@ public struct Batch: Sendable {
   public let labels: [Int32]
   /// The numbers of the examples, one after the other.
   public let targets: [Float]
+  /// Where evaluations look for each example's answer.
+  public let searches: [AnswerSearch?]
 
   /// Packs examples.
   public init(_ examples: some Collection<Example>) {
@@ -99,6 +121,7 @@ public struct Batch: Sendable {
       layout: SequenceLayout(offsets: offsets, positions: positions, keyMask: mask))
     self.labels = labels
     targets = examples.flatMap(\.targets)
+    searches = examples.map(\.search)
   }
 }
 

@@ -20,26 +20,40 @@ extension DatasetBuilder {
       throw record.missing(column, setBy: "label_column")
     }
     switch problem {
-    case .singleLabel: example.labels = try classes([value], at: record.location, byName: byName)
+    case .singleLabel:
+      example.labels = try classes(
+        [value], at: record.location, byName: byName, allowsIgnored: false)
     case .multiLabel:
       var targets = [Float](repeating: 0, count: labels?.count ?? 0)
-      for id in try classes(value.array ?? [value], at: record.location, byName: byName) {
-        targets[Int(id)] = 1
-      }
+      let ids = try classes(
+        value.array ?? [value], at: record.location, byName: byName, allowsIgnored: false)
+      for id in ids { targets[Int(id)] = 1 }
       example.targets = targets
-    case .regression: example.targets = try record.numbers(column)
+    case .regression:
+      example.targets = try record.numbers(column)
+      if let targetCount, example.targets.count != targetCount {
+        throw PEFTError(
+          .invalidData,
+          "'\(column)' holds \(example.targets.count) numbers, the model gives "
+            + "\(targetCount)", at: record.location,
+          remedy: "Every record has as many as the first one of the training data.")
+      }
     }
   }
 
-  /// The ids of labels: names, or numbers from 0; ``Tensors/ignoredLabel`` stays.
+  /// The ids of labels: names, or numbers from 0.
+  ///
+  /// A text of digits is a number too, since CSV files have no others. Where names are numbers
+  /// themselves, another number is an unknown name and no id.
   ///
   /// - Parameters:
   ///   - values: The labels.
   ///   - location: Where they stand.
   ///   - byName: Whether a number is looked for among the names first: labels may be "3", "5", "10".
+  ///   - allowsIgnored: Whether ``Tensors/ignoredLabel`` may be among them, as it may for tokens.
   /// - Throws: ``PEFTError`` with the place of one that the model does not have.
   func classes(
-    _ values: [JSONValue], at location: String, byName: Bool
+    _ values: [JSONValue], at location: String, byName: Bool, allowsIgnored: Bool
   ) throws(PEFTError) -> [Int32] {
     guard let labels else {
       throw PEFTError(.invalidConfiguration, "this data needs labels", at: location)
@@ -47,21 +61,14 @@ extension DatasetBuilder {
     var ids: [Int32] = []
     ids.reserveCapacity(values.count)
     for value in values {
-      if case .int(let number) = value {
-        if number == Int(ignoredLabel), values.count > 1 {
-          ids.append(ignoredLabel)
-          continue
-        }
-        if byName, let id = labels.id(of: String(number)) {
-          ids.append(id)
-          continue
-        }
-        guard number >= 0, number < labels.count else {
+      if LabelSet.isIgnored(value) {
+        guard allowsIgnored else {
           throw PEFTError(
-            .invalidData, "the label \(number) is not one of the model's \(labels.count) classes",
-            at: location, remedy: "Classes count from 0.")
+            .invalidData,
+            "the label of a sequence is \(ignoredLabel), which marks tokens that do "
+              + "not count", at: location, remedy: "Remove the label, or the record.")
         }
-        ids.append(Int32(number))
+        ids.append(ignoredLabel)
         continue
       }
       guard let name = LabelSet.name(of: value) else {
@@ -70,9 +77,27 @@ extension DatasetBuilder {
           "a label is \(value.kindName) (\(value.text())), a name or an integer was expected",
           at: location)
       }
-      ids.append(try labels.id(of: name, at: location))
+      let isID = !byName && value.int != nil
+      if !isID, let id = labels.id(of: name) {
+        ids.append(id)
+      } else if isID || !labels.hasNumbers, let number = Self.classNumber(name) {
+        guard number >= 0, number < labels.count else {
+          throw PEFTError(
+            .invalidData, "the label \(name) is not one of the model's \(labels.count) classes",
+            at: location, remedy: "Classes count from 0.")
+        }
+        ids.append(Int32(number))
+      } else {
+        ids.append(try labels.id(of: name, at: location))
+      }
     }
     return ids
+  }
+
+  /// The number that a label is, with or without quotes.
+  private static func classNumber(_ name: String) -> Int? {
+    let digits = name.hasPrefix("-") ? name.dropFirst() : name[...]
+    return digits.allSatisfy { "0"..."9" ~= $0 } ? Int(name) : nil
   }
 
   // MARK: Words
@@ -89,7 +114,7 @@ extension DatasetBuilder {
     for record in source.records {
       let words = try record.words(configuration)
       let tags = try record.tags(configuration, count: words.count)
-      let ids = try classes(tags, at: record.location, byName: true)
+      let ids = try classes(tags, at: record.location, byName: true, allowsIgnored: true)
       let (encoded, kept) = encoder.encode(words, maxLength: maxLength)
       if kept < words.count { cut += 1 }
       var example = encoded.example
@@ -210,6 +235,9 @@ extension DataRecord {
           .invalidData, "'\(column)' holds \(element.text()), a number was expected", at: location)
       }
       numbers.append(Float(number))
+    }
+    if numbers.isEmpty {
+      throw PEFTError(.invalidData, "'\(column)' holds no number", at: location)
     }
     return numbers
   }

@@ -8,12 +8,14 @@ extension DatasetBuilder {
   /// The examples of questions, each with a context that holds the answer.
   ///
   /// A context that is too long is cut into windows that share `doc_stride` tokens. In a window
-  /// without the answer, as for a question without one, the answer is the first token.
+  /// without the answer, as for a question without one, the answer is the first token. Evaluations
+  /// look for it where predictions do, and do not count windows that have lost their answer.
   func questions(_ source: DataSource) throws(PEFTError) -> Dataset {
     var encoder = QuestionEncoder(
       try requireTokenizer(), maxLength: maxLength, stride: configuration.stride)
     var examples: [Example] = []
     var cut = 0
+    var hasUnanswered = false
     for record in source.records {
       let question = try record.text("question", setBy: "data_format")
       let context = try record.text("context", setBy: "data_format")
@@ -24,14 +26,22 @@ extension DatasetBuilder {
       }
       let tokens = answer.map { encoder.tokens($0, of: context) }
       if windows.count > 1 { cut += 1 }
+      if answer == nil { hasUnanswered = true }
       for window in windows {
-        let place = tokens.flatMap { window.place(of: $0) } ?? 0...0
+        let found = tokens.flatMap { window.place(of: $0) }
+        let place = found ?? 0...0
         let example = Example(
           tokenIDs: window.ids, typeIDs: segments(window.types),
-          labels: [Int32(place.lowerBound), Int32(place.upperBound)])
+          labels: [Int32(place.lowerBound), Int32(place.upperBound)],
+          search: AnswerSearch(
+            rows: window.rows, allowsNone: false, isScored: answer == nil || found != nil))
         try check(example, at: record.location)
         examples.append(example)
       }
+    }
+    // Where every question has an answer, a model need not learn to give none.
+    if hasUnanswered {
+      for index in examples.indices { examples[index].search?.allowsNone = true }
     }
     return Dataset(examples, truncatedCount: cut)
   }
@@ -47,6 +57,8 @@ struct QuestionEncoder: ~Copyable {
     var part: Range<Int>
     /// Where the first of them stands in the window.
     var offset: Int
+    /// The tokens of the window that are the context's.
+    var rows: Range<Int> { offset..<offset + part.count }
 
     /// The place of an answer; `nil` when the window does not hold all of it.
     func place(of tokens: Range<Int>) -> ClosedRange<Int>? {

@@ -17,6 +17,8 @@ public struct DatasetBuilder: Sendable {
   public let labels: LabelSet?
   /// What a sequence's labels are.
   public let problem: ProblemType
+  /// How many numbers a sequence has in a regression; `nil` does not check.
+  public let targetCount: Int?
   /// Most tokens of an example.
   public let maxLength: Int
   private let task: any TrainableTask
@@ -30,17 +32,19 @@ public struct DatasetBuilder: Sendable {
   ///   - limits: What the model takes.
   ///   - labels: The classes; needed where the task has any.
   ///   - problem: What a sequence's labels are.
+  ///   - targetCount: How many numbers a sequence has in a regression; `nil` does not check.
   ///   - tokenizer: Not needed where all files hold tokens.
   /// - Throws: ``PEFTError`` when `max_length` is beyond the model, or the task cannot be trained.
   public init(
     task: TaskType, configuration: DataConfiguration, limits: InputLimits, labels: LabelSet?,
-    problem: ProblemType = .singleLabel, tokenizer: Tokenizer?
+    problem: ProblemType = .singleLabel, targetCount: Int? = nil, tokenizer: Tokenizer?
   ) throws(PEFTError) {
     self.task = try task.training()
     self.configuration = configuration
     self.limits = limits
     self.labels = labels
     self.problem = problem
+    self.targetCount = targetCount
     let positions = limits.positions ?? .max
     if let wanted = configuration.maxLength, wanted > positions {
       throw PEFTError(

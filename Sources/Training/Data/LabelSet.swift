@@ -1,9 +1,12 @@
 import PEFTSupport
+import Tensors
 
 /// The labels of a classification task: ids from 0 on, and a name for each.
 public struct LabelSet: Sendable, Equatable {
   /// The names by id.
   public let names: [String]
+  /// Whether a name is an integer, so that a number in the data is meant as a name.
+  let hasNumbers: Bool
   private let ids: [String: Int32]
 
   /// The file beside an adapter that holds the names.
@@ -21,6 +24,7 @@ public struct LabelSet: Sendable, Equatable {
     }
     self.names = names
     self.ids = ids
+    hasNumbers = names.contains { Int($0) != nil }
   }
 
   /// The labels that occur in data, sorted: as numbers when all of them are, else as text.
@@ -31,6 +35,7 @@ public struct LabelSet: Sendable, Equatable {
       numbers.count == distinct.count
       ? distinct.sorted { Int($0)! < Int($1)! } : distinct.sorted()
     names = sorted
+    hasNumbers = !numbers.isEmpty
     ids = Dictionary(uniqueKeysWithValues: sorted.enumerated().map { ($1, Int32($0)) })
   }
 
@@ -102,6 +107,11 @@ public struct LabelSet: Sendable, Equatable {
     case .double(let number): return Int(exactly: number).map(String.init)
     default: return nil
     }
+  }
+
+  /// Whether a value in the data is ``Tensors/ignoredLabel``, which names no class.
+  static func isIgnored(_ value: JSONValue) -> Bool {
+    name(of: value) == String(ignoredLabel)
   }
 
   private static let malformed = PEFTError(

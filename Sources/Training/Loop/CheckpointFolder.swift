@@ -19,7 +19,8 @@ struct CheckpointFolder {
 
   /// The steps for which there is a checkpoint of one run, in order.
   ///
-  /// An output folder may hold checkpoints of an earlier run; those are never resumed or removed.
+  /// An output folder may hold checkpoints of an earlier run; those are not resumed, and stay
+  /// until one of the same step replaces them.
   func steps(ofRun id: String) throws(PEFTError) -> [Int] {
     try steps().filter { (try? RunRecord(folder: path($0)))?.id == id }
   }

@@ -30,8 +30,10 @@ public struct Evaluator {
     let start = Clock.seconds
     var sums = EvaluationSums()
     try withoutGradients {
-      for first in stride(from: 0, to: data.count, by: batchSize) {
-        let end = min(first + batchSize, data.count)
+      // No more than there are, so that no sum overflows.
+      let size = min(batchSize, data.count)
+      for first in stride(from: 0, to: data.count, by: max(size, 1)) {
+        let end = min(first + size, data.count)
         let batch = Batch(data.examples[first..<end])
         try objective.evaluate(batch, ForwardContext(batch.tokens.layout), into: &sums)
         try progress(end)

@@ -112,8 +112,13 @@ struct RunRecord {
           + "the checkpoint was trained on", at: folder,
         remedy: "Use the same data, tokenizer and 'max_length', or begin a new run.")
     }
-    let isConstant = settings["lr_scheduler_type"]?.string == "constant"
-    if totalSteps != saved.totalSteps, !isConstant || settings["warmup_ratio"] != nil {
+    let isConstant: Bool
+    switch settings["lr_scheduler_type"]?.string {
+    case "constant": isConstant = true
+    case "constant_with_warmup": isConstant = settings["warmup_ratio"] == nil
+    default: isConstant = false
+    }
+    if totalSteps != saved.totalSteps, !isConstant {
       let key = (settings["max_steps"]?.int ?? -1) > 0 ? "max_steps" : "num_train_epochs"
       throw PEFTError(
         .invalidState,

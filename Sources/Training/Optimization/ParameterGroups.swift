@@ -107,6 +107,26 @@ public enum ParameterGrouping {
     return groups + (rest.parameters.isEmpty ? [] : [rest])
   }
 
+  /// The two groups that the trainer of transformers makes: what decays, and biases and norms, which
+  /// do not (`Trainer.get_decay_parameter_names`), without an empty one.
+  ///
+  /// - Parameters:
+  ///   - tensors: What is trained.
+  ///   - model: The model that they belong to.
+  ///   - settings: The settings, with the decay of the first group.
+  static func withoutDecayOfVectors(
+    _ tensors: [AdapterTensor], of model: PeftModel, settings: OptimizerSettings
+  ) -> [ParameterGroup] {
+    guard settings.weightDecay > 0 else { return [ParameterGroup(tensors, settings)] }
+    var fixed = settings
+    fixed.weightDecay = 0
+    var groups = [ParameterGroup([], settings), ParameterGroup([], fixed)]
+    for entry in TrainedTensor.find(tensors, in: model) {
+      groups[entry.isExemptFromDecay ? 1 : 0].parameters.append(entry.tensor)
+    }
+    return groups.filter { !$0.parameters.isEmpty }
+  }
+
   private static func roles(_ tensors: [AdapterTensor], _ model: PeftModel) -> String {
     let found = Set(TrainedTensor.find(tensors, in: model).map(\.role))
     return ParameterRole.allCases.filter(found.contains).map(\.rawValue).joined(separator: ", ")
@@ -183,6 +203,8 @@ extension TrainingArguments {
 
   /// The optimiser of a model's active adapters.
   ///
+  /// Without groups of one's own ``AdamW`` does not decay biases and norms, as in transformers.
+  /// Rules and ``LoRAFA`` decay every tensor that they do not say otherwise of.
   /// ``LoRAFA`` freezes parameters of the model.
   ///
   /// - Throws: ``PEFTError``: groups that fit nothing, or an adapter that the optimiser is not for.
@@ -192,6 +214,11 @@ extension TrainingArguments {
     case .adamW:
       if let loraPlus {
         return AdamW(loraPlus.groups(model.trainableTensors, of: model, settings: settings))
+      }
+      if parameterGroups.isEmpty {
+        return AdamW(
+          ParameterGrouping.withoutDecayOfVectors(
+            model.trainableTensors, of: model, settings: settings))
       }
       return AdamW(
         try ParameterGrouping.groups(

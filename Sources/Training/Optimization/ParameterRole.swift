@@ -45,6 +45,17 @@ public struct TrainedTensor {
     }
   }
 
+  /// Whether the trainer of transformers would not decay it: a tensor of a LayerNorm, or one with
+  /// "bias" or the name of a norm anywhere in its name.
+  var isExemptFromDecay: Bool {
+    let name = "\(path).\(suffix)".lowercased()
+    if moduleType == "LayerNorm" || ["bias", "layernorm", "rmsnorm"].contains(where: name.contains)
+    {
+      return true
+    }
+    return name.split(separator: ".").contains { $0 == "norm" || $0.hasSuffix("_norm") }
+  }
+
   /// Finds the modules of tensors.
   static func find(_ tensors: [AdapterTensor], in model: PeftModel) -> [TrainedTensor] {
     let types = Dictionary(

@@ -205,7 +205,8 @@ struct EntityLabels {
 /// Cross-entropies of an answer's first and last token among the tokens of its sequence.
 ///
 /// The metrics compare tokens: `exact_match` where the best span is the right one, and `f1` of the
-/// tokens in both.
+/// tokens in both. They are means over sequences, thus over windows of long contexts, where
+/// ``Example/search`` says which count and where their spans are looked for.
 public struct QuestionAnsweringObjective: Objective {
   /// Most tokens of an answer, as in the examples of transformers.
   public static let maxAnswerLength = 30
@@ -219,7 +220,7 @@ public struct QuestionAnsweringObjective: Objective {
 
   /// How many sequences of a batch have an answer that counts.
   public func labelCount(_ batch: Batch) -> Int {
-    spans(batch).starts.count { $0 != ignoredLabel }
+    Self.spans(batch).starts.count { $0 != ignoredLabel }
   }
 
   /// The loss of a batch, summed over its sequences and divided by `count`.
@@ -227,7 +228,7 @@ public struct QuestionAnsweringObjective: Objective {
     -> Tensor?
   {
     guard labelCount(batch) > 0 else { return nil }
-    let (starts, ends) = spans(batch)
+    let (starts, ends) = Self.spans(batch)
     return spanCrossEntropy(
       model.logits(batch.tokens, context), offsets: batch.tokens.layout.offsets, starts: starts,
       ends: ends, count: count)
@@ -239,21 +240,32 @@ public struct QuestionAnsweringObjective: Objective {
   ) throws(PEFTError) {
     let count = labelCount(batch)
     guard count > 0 else { return }
-    let (starts, ends) = spans(batch)
+    let (starts, ends) = Self.spans(batch)
     let logits = model.logits(batch.tokens, context)
     let layout = batch.tokens.layout
     let loss = spanCrossEntropy(logits, offsets: layout.offsets, starts: starts, ends: ends)
     sums.add(meanLoss: Double(loss.item), count: count)
-    let values = logits.scalars
-    for sequence in 0..<layout.count where starts[sequence] != ignoredLabel {
-      let rows = layout.range(sequence)
-      let found = Self.bestSpan(values, rows).map { $0 - rows.lowerBound }
+    Self.score(logits.scalars, batch, into: &sums)
+  }
+
+  /// Compares the answers that a model gives with the right ones.
+  ///
+  /// - Parameters:
+  ///   - logits: Two for each row of the batch.
+  ///   - batch: The sequences.
+  ///   - sums: Gets the number of sequences that are scored, of exact matches, and the sum of F1.
+  static func score(_ logits: [Float], _ batch: Batch, into sums: inout EvaluationSums) {
+    let (starts, ends) = spans(batch)
+    for sequence in starts.indices where starts[sequence] != ignoredLabel {
+      let search = batch.searches[sequence]
+      if search?.isScored == false { continue }
+      let guessed = answer(logits, batch.tokens.layout.range(sequence), search)
       let right = Int(starts[sequence])...max(Int(starts[sequence]), Int(ends[sequence]))
-      let guessed = found.lowerBound...found.upperBound
       let both = max(
         0,
         min(guessed.upperBound, right.upperBound)
           - max(guessed.lowerBound, right.lowerBound) + 1)
+      sums["scored"] += 1
       if guessed == right { sums["exact"] += 1 }
       sums["f1"] += 2 * Double(both) / Double(guessed.count + right.count)
     }
@@ -261,8 +273,23 @@ public struct QuestionAnsweringObjective: Objective {
 
   /// The metrics of an evaluation.
   public func metrics(of sums: EvaluationSums) -> [Metric] {
-    let count = Double(max(sums.count, 1))
+    let count = max(sums["scored"], 1)
     return [Metric("exact_match", sums["exact"] / count), Metric("f1", sums["f1"] / count)]
+  }
+
+  /// The answer that a model gives in a sequence, counted from its first row.
+  private static func answer(
+    _ logits: [Float], _ rows: Range<Int>, _ search: AnswerSearch?
+  ) -> ClosedRange<Int> {
+    let first = rows.lowerBound
+    let inside = search?.rows.clamped(to: 0..<rows.count) ?? 0..<rows.count
+    if inside.isEmpty { return 0...0 }
+    let span = bestSpan(logits, first + inside.lowerBound..<first + inside.upperBound)
+    if search?.allowsNone == true {
+      let none = logits[2 * first] + logits[2 * first + 1]
+      if none >= logits[2 * span.lowerBound] + logits[2 * span.upperBound + 1] { return 0...0 }
+    }
+    return span.lowerBound - first...span.upperBound - first
   }
 
   /// The rows with the largest sum of the first one's start and the last one's end logit.
@@ -283,7 +310,7 @@ public struct QuestionAnsweringObjective: Objective {
 
   /// First and last tokens of the answers within their sequences; neither counts when one of them
   /// is not there.
-  private func spans(_ batch: Batch) -> (starts: [Int32], ends: [Int32]) {
+  private static func spans(_ batch: Batch) -> (starts: [Int32], ends: [Int32]) {
     let layout = batch.tokens.layout
     var (starts, ends): ([Int32], [Int32]) = ([], [])
     for sequence in 0..<layout.count {
@@ -294,11 +321,5 @@ public struct QuestionAnsweringObjective: Objective {
       ends.append(counts ? end : ignoredLabel)
     }
     return (starts, ends)
-  }
-}
-
-extension ClosedRange<Int> {
-  fileprivate func map(_ change: (Int) -> Int) -> ClosedRange<Int> {
-    change(lowerBound)...change(upperBound)
   }
 }

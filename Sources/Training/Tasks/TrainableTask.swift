@@ -1,6 +1,7 @@
 import Models
 import PEFTCore
 import PEFTSupport
+import Tensors
 
 /// How a task is trained: the head that it needs, its data and its loss.
 ///
@@ -157,7 +158,8 @@ struct TokenClassificationTask: TrainableTask {
             "'labels' has \(labels.count) elements, 'input_ids' has \(example.tokenIDs.count)",
             at: record.location)
         }
-        example.labels = try builder.classes(labels, at: record.location, byName: false)
+        example.labels = try builder.classes(
+          labels, at: record.location, byName: false, allowsIgnored: true)
       }
       : try builder.words(source)
   }
@@ -207,7 +209,11 @@ struct CausalLMTask: TrainableTask {
     let data = try builder.tokens(source, labelsAreTokens: true) {
       (record, example) throws(PEFTError) in
       let count = example.tokenIDs.count
-      example.labels = try record.integers("labels", count: count) ?? example.tokenIDs
+      // Without labels of its own, padding is not learnt.
+      example.labels =
+        try record.integers("labels", count: count)
+        ?? example.mask.map { zip(example.tokenIDs, $0).map { $1 == 0 ? ignoredLabel : $0 } }
+        ?? example.tokenIDs
       try builder.checkLabels(example, at: record.location)
     }
     try builder.requireTargets(data.examples, source)

@@ -73,7 +73,10 @@ def schedule_rows() -> list[dict]:
         makers = {
             "linear": lambda o: transformers.get_linear_schedule_with_warmup(o, warmup, total),
             "cosine": lambda o: transformers.get_cosine_schedule_with_warmup(o, warmup, total),
-            "constant": lambda o: transformers.get_constant_schedule_with_warmup(o, warmup),
+            "constant": lambda o: transformers.get_constant_schedule(o),
+            "constant_with_warmup": lambda o: transformers.get_constant_schedule_with_warmup(
+                o, warmup
+            ),
         }
         for name, make in makers.items():
             rows.append(
