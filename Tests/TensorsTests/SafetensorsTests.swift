@@ -180,6 +180,11 @@ struct SafetensorsTests {
       #"{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,8]}}"#, 8,
       "the shape of 'a' is too large"
     ),
+    // Empty, but a matrix of it would have 2¹²⁴ columns.
+    (
+      #"{"a":{"dtype":"F32","shape":[0,4611686018427387904,4611686018427387904],"data_offsets":[0,0]}}"#,
+      0, "the shape of 'a' is too large"
+    ),
     (#"{"a":{"dtype":"F32","shape":[2]}}"#, 8, "'a' has no valid data_offsets"),
     (
       #"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, 8,
