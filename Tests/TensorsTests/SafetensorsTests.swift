@@ -310,7 +310,8 @@ struct SafetensorsTests {
     let error = #expect(throws: PEFTError.self) { try ModelWeights(folder: folder.path) }
     #expect(
       error?.description
-        == "\(folder.path): has neither model.safetensors nor model.safetensors.index.json. "
+        == "\(folder.path): has none of model.safetensors, model.safetensors.index.json, "
+        + "pytorch_model.bin and pytorch_model.bin.index.json. "
         + "Check the path of the model.")
     _ = try folder.write("pytorch_model.bin", "")
     let pickled = #expect(throws: PEFTError.self) { try ModelWeights(folder: folder.path) }
