@@ -75,7 +75,7 @@ let package = Package(
       cSettings: [.define("PEFT_ONEDNN", .when(traits: ["OneDNN"]))] + kernelSettings,
       linkerSettings: [
         .linkedLibrary("openblas"), .linkedLibrary("dnnl", .when(traits: ["OneDNN"])),
-        .linkedLibrary("gomp"), .linkedLibrary("m"),
+        .linkedLibrary("gomp", .when(platforms: [.linux])), .linkedLibrary("m"),
       ]),
 
     // Shared by the tests: where the real models are, and approximate comparison.

@@ -53,11 +53,12 @@ import roundtrip_tasks  # noqa: E402
 from roundtrip_support import (  # noqa: E402
     Report,
     Tool,
-    ToolFailure,
     check_keys,
     check_loading,
+    guarded,
     relative,
     visible,
+    worst,
 )
 
 LOGITS, GRADIENTS, LOSSES = 1e-5, 1e-4, 1e-4  # relative to the largest value of the reference
@@ -337,9 +338,8 @@ def check_gradients(subject: Subject, adapter: Path, data, tool: Tool, report: R
     )
     check_keys(subject.name, "gradients", set(found), set(reference), report)
     errors = {key: relative(found[key], reference[key]) for key in reference if key in found}
-    worst = max(errors, key=errors.get, default=None)
-    error = errors[worst] if worst else float("inf")
-    report.add(subject.name, f"gradients of {len(errors)} tensors, the worst", error, GRADIENTS)
+    what = f"gradients of {len(errors)} tensors, the worst"
+    report.add(subject.name, what, worst(errors.values()), GRADIENTS)
 
 
 def check_combinations(subject: Subject, adapters, data, tool: Tool, report: Report) -> None:
@@ -403,8 +403,8 @@ def check_training(subject: Subject, start: Path, data: Path, tool: Tool, report
     report.add_fact(
         subject.name, "steps in metrics.jsonl", f"{len(losses)}/{STEPS}", len(losses) == STEPS
     )
-    errors = [abs(a - b) / abs(b) for a, b in zip(losses, expected)] or [float("inf")]
-    report.add(subject.name, "losses of ten steps", max(errors), LOSSES)
+    errors = [abs(a - b) / abs(b) for a, b in zip(losses, expected)]
+    report.add(subject.name, "losses of ten steps", worst(errors), LOSSES)
     check_saved(subject, data, tool, report, output, model)
 
 
@@ -436,6 +436,74 @@ def check_saved(subject, data, tool: Tool, report: Report, saved: Path, trained)
     report.add(subject.name, "logits, after torch's own training", error, 1e-3)
 
 
+# -- All of it
+
+
+def check_subject(subject: Subject, data: Path, tool: Tool, report: Report) -> None:
+    first, second = adapters = make_adapters(subject, tool)
+    part = lambda what, body: guarded(report, subject.name, what, body)  # noqa: E731
+    if subject.method == "lora":
+        reference = check_hidden_states if subject.is_classifier else check_stories
+        part("the model itself", lambda: reference(data, tool, report))
+    part("active and merged", lambda: check_modes(subject, adapters, data, tool, report))
+    part("gradients", lambda: check_gradients(subject, first, data, tool, report))
+    part("training", lambda: check_training(subject, first, data, tool, report))
+    if subject.method == "lora":
+        part("combine", lambda: check_combinations(subject, adapters, data, tool, report))
+
+
+def check_methods(subject: Subject, data: Path, tool: Tool, report: Report) -> None:
+    if subject.method == "lora":
+        roundtrip_methods.check(subject, examples(subject, data, 8), tool, report)
+    elif not subject.is_classifier:
+        halved = {**subject.first, "lora_alpha": 8}
+        pair = [
+            make_adapter(subject, halved, tool.folder / f"order-{seed}", seed) for seed in (1, 2)
+        ]
+        inputs = roundtrip_methods.padded(examples(subject, data, 8))
+        roundtrip_methods.check_order(subject, pair, inputs, tool, report)
+
+
+def check_inits(subject: Subject, data: Path, tool: Tool, report: Report) -> None:
+    if subject.method == "lora":
+        rows = examples(subject, data, 12)
+        roundtrip_inits.check(subject, rows, padded(rows[:8]), tool, report)
+
+
+def check_fields(wanted: str, tool: Tool, report: Report) -> None:
+    for case in roundtrip_fields.cases():
+        if wanted in case.name:
+            roundtrip_fields.check(case, tool, report)
+    part = lambda what, body: guarded(report, "llama", what, body)  # noqa: E731
+    part("refused settings", lambda: roundtrip_fields.check_refused(tool, report))
+    part("a mixed batch: --rows", lambda: roundtrip_fields.check_rows(tool, report))
+
+
+def check_all(options, data: Path, tool: Tool, report: Report) -> None:
+    """Every part that is wanted; one that fails does not keep the others from being tried."""
+    wanted = options.models.split(",")
+
+    def part(model: str, what: str, check, *arguments) -> None:
+        guarded(report, model, what, lambda: check(*arguments, tool, report))
+
+    for subject in subjects(data):
+        if subject.name in wanted:
+            part(subject.name, "making adapters", check_subject, subject, data)
+    if "methods" in wanted:
+        for subject in subjects(data):
+            part(subject.name, "methods", check_methods, subject, data)
+    if "inits" in wanted:
+        for subject in subjects(data):
+            part(subject.name, "initialisations", check_inits, subject, data)
+    if "fields" in wanted:
+        part("goldens", "fields", check_fields, options.fields)
+    if "tasks" in wanted:
+        part("goldens", "tasks", roundtrip_tasks.check)
+    if options.layer_runner:
+        runner = options.layer_runner.resolve()
+        part("goldens", "layers", roundtrip_layers.check_layers, runner)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peft-binary", type=Path, required=True)
@@ -445,7 +513,7 @@ def main() -> None:
     parser.add_argument("--models", default=names, help="comma-separated")
     parser.add_argument("--fields", default="", help="only settings with this in their name")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--keep", type=Path, help="work in this folder and leave it")
+    parser.add_argument("--keep", type=Path, help="leave what is made in a new folder in this one")
     options = parser.parse_args()
     if options.data is None:
         parser.error("--data is needed (or PEFT_TEST_DATA)")
@@ -456,57 +524,18 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     report = Report()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.keep or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        tool = Tool(options.peft_binary.resolve(), folder.resolve(), options.threads)
-        data = options.data.resolve()
-        for subject in subjects(data):
-            if subject.name not in options.models.split(","):
-                continue
-            adapters = make_adapters(subject, tool)
-            reference = check_hidden_states if subject.is_classifier else check_stories
-            checks = [lambda: reference(data, tool, report)] * (subject.method == "lora")
-            checks += [
-                lambda: check_modes(subject, adapters, data, tool, report),
-                lambda: check_gradients(subject, adapters[0], data, tool, report),
-                lambda: check_training(subject, adapters[0], data, tool, report),
-            ]
-            if subject.method == "lora":
-                checks.append(lambda: check_combinations(subject, adapters, data, tool, report))
-            for check in checks:
-                try:
-                    check()
-                except ToolFailure as failure:
-                    print(failure, file=sys.stderr)
-                    report.add_fact(subject.name, "the tool ended with an error", "", False)
-        if "methods" in options.models.split(","):
-            for subject in subjects(data):
-                if subject.method == "lora":
-                    roundtrip_methods.check(subject, examples(subject, data, 8), tool, report)
-                elif not subject.is_classifier:
-                    halved = {**subject.first, "lora_alpha": 8}
-                    pair = [
-                        make_adapter(subject, halved, folder / f"order-{seed}", seed)
-                        for seed in (1, 2)
-                    ]
-                    inputs = roundtrip_methods.padded(examples(subject, data, 8))
-                    roundtrip_methods.check_order(subject, pair, inputs, tool, report)
-        if "inits" in options.models.split(","):
-            for subject in (one for one in subjects(data) if one.method == "lora"):
-                rows = examples(subject, data, 12)
-                roundtrip_inits.check(subject, rows, padded(rows[:8]), tool, report)
-        if "fields" in options.models.split(","):
-            for case in roundtrip_fields.cases():
-                if options.fields in case.name:
-                    roundtrip_fields.check(case, tool, report)
-            roundtrip_fields.check_refused(tool, report)
-            roundtrip_fields.check_rows(tool, report)
-        if "tasks" in options.models.split(","):
-            roundtrip_tasks.check(tool, report)
-        if options.layer_runner:
-            roundtrip_layers.check_layers(options.layer_runner.resolve(), folder.resolve(), report)
-    report.print()
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            if options.keep:
+                # A new one each time: nothing of an earlier run can stand in for what failed.
+                options.keep.mkdir(parents=True, exist_ok=True)
+                folder = Path(tempfile.mkdtemp(prefix="run-", dir=options.keep))
+                print(f"working in {folder}", file=sys.stderr)
+            tool = Tool(options.peft_binary.resolve(), folder.resolve(), options.threads)
+            check_all(options, options.data.resolve(), tool, report)
+    finally:
+        report.print()
     if not report.rows:
         sys.exit("nothing was checked")
     if report.failures:

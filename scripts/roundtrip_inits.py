@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from roundtrip_methods import train
-from roundtrip_support import Report, Tool, ToolFailure, check_loading, relative, visible
+from roundtrip_support import Report, Tool, check_loading, guarded, relative, visible
 
 LOGITS = 1e-5
 
@@ -31,32 +31,31 @@ INITIALISATIONS = {
 
 def check(subject, rows: list[dict], inputs: dict, tool: Tool, report: Report) -> None:
     plain = {key: value for key, value in subject.first.items() if key != "task_type"}
+
+    def check_one(name: str, settings: dict) -> None:
+        saved = train(
+            subject,
+            rows,
+            tool,
+            "lora",
+            plain | settings,
+            name=f"init-{name}",
+            max_steps=3,
+            learning_rate=1e-3,
+            initialization_batches=3,
+        )
+        check_in_peft(subject, f"{name}, trained here", saved, inputs, tool, report)
+        if name in ("pissa", "olora"):
+            converted = saved.with_name("plain")
+            options = ["--task", subject.task, "--adapter", saved, "--to", "lora"]
+            tool.run("convert", "--model", subject.path, *options, "--output", converted)
+            what = f"{name}, converted here"
+            check_in_peft(subject, what, converted, inputs, tool, report)
+            check_of_peft(subject, name, settings, inputs, tool, report)
+
     for name, settings in INITIALISATIONS.items():
-        if name == "eva" and subject.is_classifier:
-            continue
-        try:
-            saved = train(
-                subject,
-                rows,
-                tool,
-                "lora",
-                plain | settings,
-                name=f"init-{name}",
-                max_steps=3,
-                learning_rate=1e-3,
-                initialization_batches=3,
-            )
-            check_in_peft(subject, f"{name}, trained here", saved, inputs, tool, report)
-            if name in ("pissa", "olora"):
-                converted = saved.with_name("plain")
-                options = ["--task", subject.task, "--adapter", saved, "--to", "lora"]
-                tool.run("convert", "--model", subject.path, *options, "--output", converted)
-                what = f"{name}, converted here"
-                check_in_peft(subject, what, converted, inputs, tool, report)
-                check_of_peft(subject, name, settings, inputs, tool, report)
-        except ToolFailure as failure:
-            print(failure)
-            report.add_fact(subject.name, f"{name}: the tool ended with an error", "", False)
+        if name != "eva" or not subject.is_classifier:
+            guarded(report, subject.name, name, lambda: check_one(name, settings))
 
 
 def check_in_peft(subject, what: str, folder: Path, inputs, tool: Tool, report: Report) -> None:

@@ -1,8 +1,11 @@
 """What the parts of roundtrip.py share: the table, the tool, comparison."""
 
+import math
 import os
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -43,14 +46,37 @@ class Report:
 
 
 def relative(found: torch.Tensor, reference: torch.Tensor) -> float:
-    """max|found − reference| / max|reference|; infinite where shapes or finiteness differ."""
-    if found.shape != reference.shape or not bool(torch.isfinite(found).all()):
-        return float("inf")
-    return ((found - reference).abs().max() / reference.abs().max()).item()
+    """max|found − reference| / max|reference|; infinite where shapes differ and where a number of
+    either is not finite, 0 where both are zero or empty."""
+    finite = bool(torch.isfinite(found).all()) and bool(torch.isfinite(reference).all())
+    if found.shape != reference.shape or not finite:
+        return math.inf
+    if torch.equal(found, reference):
+        return 0.0
+    largest = reference.abs().max().item()
+    return (found - reference).abs().max().item() / largest if largest else math.inf
+
+
+def worst(errors: Iterable[float]) -> float:
+    """The largest error; infinite where there is none, and where one is NaN, which `max` may miss."""
+    found = list(errors)
+    return max(found) if found and not any(map(math.isnan, found)) else math.inf
 
 
 class ToolFailure(Exception):
     """The tool ended with an error."""
+
+
+def guarded(report: Report, model: str, check: str, body: Callable[[], None]) -> None:
+    """Does a part; an error in it is a row of the table, so that the other parts are tried."""
+    try:
+        body()
+    except ToolFailure as failure:
+        print(failure, file=sys.stderr)
+        report.add_fact(model, check, "the tool ended with an error", False)
+    except Exception:
+        traceback.print_exc()
+        report.add_fact(model, check, "error in Python", False)
 
 
 class Tool:

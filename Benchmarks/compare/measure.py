@@ -7,9 +7,11 @@ needs torch is a program of its own.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +27,45 @@ class Measurement:
     peak_bytes: int
 
 
+class Children:
+    """The programs under way, so that none outlives the script."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.running: set[int] = set()
+        self.ended = False
+
+    def start(self, words: list[str], **options) -> subprocess.Popen:
+        with self.lock:
+            if self.ended:
+                sys.exit("no further programs are started")
+            child = subprocess.Popen(words, **options)
+            self.running.add(child.pid)
+        return child
+
+    def wait(self, child: subprocess.Popen):
+        """What the program used. Its number stays its own until it is no longer among those under way."""
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        with self.lock:
+            _, status, usage = os.wait4(child.pid, 0)
+            self.running.discard(child.pid)
+        # Already waited for: keeps Popen from waiting again.
+        child.returncode = os.waitstatus_to_exitcode(status)
+        return usage
+
+    def end(self) -> None:
+        """Kills the programs under way, and starts none any more."""
+        with self.lock:
+            self.ended = True
+            for number in self.running:
+                os.kill(number, signal.SIGKILL)
+
+
+children = Children()
+
+
 def run(command: list[object], threads: int) -> Measurement:
-    """Runs a program to its end with a number of threads; ends this one if it fails."""
+    """Runs a program to its end with a number of threads; SystemExit with what it wrote if it fails."""
     words = [str(word) for word in command]
     environment = dict(
         os.environ,
@@ -37,11 +76,9 @@ def run(command: list[object], threads: int) -> Measurement:
     )
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         start = time.perf_counter()
-        child = subprocess.Popen(words, stdout=out, stderr=errors, env=environment)
-        _, status, usage = os.wait4(child.pid, 0)
+        child = children.start(words, stdout=out, stderr=errors, env=environment)
+        usage = children.wait(child)
         wall = time.perf_counter() - start
-        # Already waited for: keeps Popen from waiting again.
-        child.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         errors.seek(0)
         text = out.read().decode(errors="replace")

@@ -7,7 +7,6 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 
 import measure
@@ -18,6 +17,8 @@ SHAPES = {
     "qwen2": (INSPECT / "qwen2-0.5b-instruct", "causal", 128),
     "minilm": (INSPECT / "minilm-seq-cls", "classify", 416),
 }
+PRECISIONS = ("float32", "bfloat16")
+METHODS = ("lora", "dora", "edora", "lora-xs")
 KINDS = {
     "training_step_seconds": "training step",
     "forward_seconds": "forward",
@@ -30,7 +31,7 @@ def parse() -> argparse.Namespace:
     binary = HERE.parent / ".build" / "release" / "methods-bench"
     parser.add_argument("--binary", type=Path, default=binary)
     parser.add_argument("--shapes", default="qwen2:float32,qwen2:bfloat16,minilm:float32")
-    parser.add_argument("--methods", default="lora,dora,edora,lora-xs")
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--sides", default="peft,swift", help="peft, swift or both")
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--decode", type=int, default=16, help="tokens to decode")
@@ -40,7 +41,22 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the measurements here too")
     options = parser.parse_args()
     options.sides = options.sides.split(",")
-    if not options.binary.is_file():
+    if not set(options.sides) <= {"peft", "swift"}:
+        parser.error(f"--sides {','.join(options.sides)}: expected peft, swift or both")
+    shapes = [tuple(entry.split(":")) for entry in options.shapes.split(",")]
+    for shape in shapes:
+        if len(shape) != 2 or shape[0] not in SHAPES or shape[1] not in PRECISIONS:
+            parser.error(
+                f"--shapes {':'.join(shape)}: expected one of {', '.join(SHAPES)}, a colon, one of "
+                f"{', '.join(PRECISIONS)}"
+            )
+    options.shapes = shapes
+    methods = options.methods.split(",")
+    if not set(methods) <= set(METHODS):
+        parser.error(f"--methods {options.methods}: expected some of {', '.join(METHODS)}")
+    if "lora" not in methods and not options.init:
+        parser.error(f"--methods {options.methods}: lora must be one, the others are compared with it")
+    if "swift" in options.sides and not options.binary.is_file():
         parser.error(f"no such binary: {options.binary}")
     return options
 
@@ -53,7 +69,7 @@ def run_swift(options, shape: str, precision: str) -> dict:
     return measure.last_json(measure.run(command, options.threads).output)
 
 
-def run_peft(options, shape: str, precision: str, folder: Path) -> dict:
+def run_peft(options, shape: str, precision: str) -> dict:
     """Qwen2 only; LoRA and DoRA, which peft has."""
     config, _, rows = SHAPES[shape]
     command = [sys.executable, HERE / "peft_methods.py", "--config", config, "--rows", rows]
@@ -83,30 +99,30 @@ def table(shape: str, side: str, result: dict) -> list[list[str]]:
 def main() -> None:
     options = parse()
     results, rows = [], []
-    with tempfile.TemporaryDirectory() as temporary:
-        for entry in options.shapes.split(","):
-            shape, precision = entry.split(":")
-            for side in options.sides:
-                if side == "peft" and (shape != "qwen2" or options.init):
-                    continue
-                if side == "peft":
-                    result = run_peft(options, shape, precision, Path(temporary))
-                else:
-                    result = run_swift(options, shape, precision)
-                results.append({"shape": shape, "precision": precision, "side": side, **result})
-                print(f"{entry}, {side}: {result}", file=sys.stderr, flush=True)
-                if options.init:
-                    for name, seconds in result["initialisation_seconds"].items():
-                        rows.append([f"{shape} {precision}", name, f"{seconds:.2f}"])
-                else:
-                    rows += table(f"{shape} {precision}", side, result)
+    for shape, precision in options.shapes:
+        for side in options.sides:
+            if side == "peft" and (shape != "qwen2" or options.init):
+                continue
+            result = {"peft": run_peft, "swift": run_swift}[side](options, shape, precision)
+            results.append({"shape": shape, "precision": precision, "side": side, **result})
+            print(f"{shape}:{precision}, {side}: {result}", file=sys.stderr, flush=True)
+    if not results:
+        sys.exit("nothing was measured: peft has only the shape qwen2, and no --init")
+    # First of all, as it is what cannot be had again without measuring.
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    for result in results:
+        shape = f"{result['shape']} {result['precision']}"
+        if options.init:
+            for name, seconds in result["initialisation_seconds"].items():
+                rows.append([shape, name, f"{seconds:.2f}"])
+        else:
+            rows += table(shape, result["side"], result)
     if options.init:
         measure.print_table(["shape", "initialisation", "s"], rows)
     else:
         head = ["what", "side", "method", "least ms", "median ms", "least/LoRA", "in a round/LoRA"]
         measure.print_table(head, rows)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,14 +11,17 @@ README.md.
 
 import argparse
 import concurrent.futures
+import contextlib
 import csv
 import json
 import math
 import os
+import signal
 import sys
 import tempfile
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import measure
@@ -109,14 +112,20 @@ def read(options) -> list[dict]:
 
 
 def write(options, result: dict) -> None:
-    """Adds a line, on a new one whatever the file ends with."""
+    """Adds a line, on a new one whatever the file ends with; all of it or nothing."""
     data = options.results.read_bytes() if options.results.is_file() else b""
-    with open(options.results, "ab") as file:
-        if data and not data.endswith(b"\n"):
-            file.write(b"\n")
-        file.write(json.dumps(result).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    line = json.dumps(result)
+    try:
+        with open(options.results, "ab") as file:
+            if data and not data.endswith(b"\n"):
+                file.write(b"\n")
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.truncate(options.results, len(data))
+        sys.exit(f"{options.results}: {error.strerror}; add this line yourself, or repeat the run:\n{line}")
 
 
 def run(options, name, method, settings, rank, rate, seed) -> dict:
@@ -257,18 +266,25 @@ def best(options) -> dict[tuple[str, int], list[dict]]:
 
 
 class Workers:
-    """Threads that take the next run of the plan until none is left."""
+    """Threads that take the next run of the plan until none is left, or until one of them fails."""
 
     def __init__(self, options) -> None:
         self.options = options
         self.start = time.monotonic()
         self.changed = threading.Condition()
         self.running: set[tuple] = set()
+        self.stopped = False
 
     def run(self) -> None:
         with concurrent.futures.ThreadPoolExecutor(self.options.jobs) as pool:
-            for worker in [pool.submit(self.work) for _ in range(self.options.jobs)]:
-                worker.result()
+            try:
+                concurrent.futures.wait([pool.submit(self.work) for _ in range(self.options.jobs)])
+            except BaseException:  # a signal, which only this thread gets
+                measure.children.end()
+                self.stop("stopped; run again to go on")
+                raise
+        if self.stopped:
+            sys.exit(1)
         if self.time_is_up():
             print("time is up; run again to go on")
 
@@ -279,7 +295,7 @@ class Workers:
     def next(self):
         """The first run that is neither done nor under way; waits for those under way where only they
         can show what is next."""
-        while not self.time_is_up():
+        while not self.stopped and not self.time_is_up():
             done = {tuple(row[key] for key in KEY) for row in read(self.options)}
             for wanted in plan(self.options):
                 key = self.key(wanted)
@@ -295,30 +311,57 @@ class Workers:
         return name, rank, rate, seed, self.options.epochs, self.options.limit
 
     def work(self) -> None:
-        while True:
-            with self.changed:
-                wanted = self.next()
-                if wanted is None:
-                    return
+        try:
+            while (wanted := self.take()) is not None:
+                self.finish(wanted, run(self.options, *wanted))
+        except SystemExit as failure:  # a run that failed: what it wrote says why
+            self.stop(failure)
+        except BaseException:
+            self.stop(traceback.format_exc())
+
+    def take(self):
+        with self.changed:
+            wanted = self.next()
+            if wanted is not None:
                 self.running.add(self.key(wanted))
-            result = None
-            try:
-                result = run(self.options, *wanted)
-            finally:
-                with self.changed:
-                    if result:
-                        write(self.options, result)
-                    self.running.remove(self.key(wanted))
-                    self.changed.notify_all()
-            name, _, _, rank, rate, seed = wanted
-            print(
-                f"{name}, r {rank}, rate {rate:g}, seed {seed}: {100 * result['accuracy']:.2f} % in "
-                f"{result['train_seconds']:.0f} s", flush=True,
-            )  # fmt: skip
+        return wanted
+
+    def finish(self, wanted, result: dict) -> None:
+        with self.changed:
+            write(self.options, result)
+            self.running.remove(self.key(wanted))
+            self.changed.notify_all()
+        name, _, _, rank, rate, seed = wanted
+        print(
+            f"{name}, r {rank}, rate {rate:g}, seed {seed}: {100 * result['accuracy']:.2f} % in "
+            f"{result['train_seconds']:.0f} s", flush=True,
+        )  # fmt: skip
+
+    def stop(self, why: object) -> None:
+        """No further run is begun; those under way may end and are kept. The first reason is told."""
+        with self.changed:
+            first, self.stopped = not self.stopped, True
+            self.changed.notify_all()
+        if first:
+            print(f"{why}\nno further run is begun", file=sys.stderr, flush=True)
+
+
+def end(number: int, _) -> None:
+    sys.exit(128 + number)
 
 
 def main() -> None:
     options = parse()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
+    try:
+        start(options)
+    finally:
+        measure.children.end()
+
+
+def start(options) -> None:
     if options.report:
         chosen = best(options)
         if not chosen:

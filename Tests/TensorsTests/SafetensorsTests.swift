@@ -180,6 +180,11 @@ struct SafetensorsTests {
       #"{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,8]}}"#, 8,
       "the shape of 'a' is too large"
     ),
+    // Empty, but a matrix of it would have 2¹²⁴ columns.
+    (
+      #"{"a":{"dtype":"F32","shape":[0,4611686018427387904,4611686018427387904],"data_offsets":[0,0]}}"#,
+      0, "the shape of 'a' is too large"
+    ),
     (#"{"a":{"dtype":"F32","shape":[2]}}"#, 8, "'a' has no valid data_offsets"),
     (
       #"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, 8,
@@ -305,7 +310,8 @@ struct SafetensorsTests {
     let error = #expect(throws: PEFTError.self) { try ModelWeights(folder: folder.path) }
     #expect(
       error?.description
-        == "\(folder.path): has neither model.safetensors nor model.safetensors.index.json. "
+        == "\(folder.path): has none of model.safetensors, model.safetensors.index.json, "
+        + "pytorch_model.bin and pytorch_model.bin.index.json. "
         + "Check the path of the model.")
     _ = try folder.write("pytorch_model.bin", "")
     let pickled = #expect(throws: PEFTError.self) { try ModelWeights(folder: folder.path) }

@@ -230,6 +230,77 @@ struct TorchFileTests {
     }
   }
 
+  /// A short pickle that hands one list to call after call.
+  @Test func copiesOfAListAreBounded() throws {
+    func refused(_ pickle: [UInt8]) {
+      var machine = PickleMachine(pickle)
+      let error = #expect(throws: PEFTError.self) { try machine.run() }
+      #expect(error?.code == .malformedFile)
+      #expect(error?.message.contains("than it has bytes (\(pickle.count))") == true, "\(error!)")
+    }
+    let constructor = Array("ccollections\nOrderedDict\n".utf8) + [0x71, 0]
+    func pairs(_ count: Int) -> [UInt8] {
+      var list: [UInt8] = [0x5D, 0x71, 1, 0x28]
+      for key in 0..<count { list += [0x4D, UInt8(key & 255), UInt8(key >> 8), 0x4E, 0x86] }
+      return list + [0x65]
+    }
+    // OrderedDict(list) and a pop, a thousand times: 7 bytes for a thousand members.
+    var calls: [UInt8] = [0x80, 2] + constructor + pairs(1000)
+    for _ in 0..<1000 { calls += [0x68, 0, 0x68, 1, 0x85, 0x52, 0x30] }
+    refused(calls + [0x2E])
+    // Once is what Python 2 wrote.
+    var honest = PickleMachine(
+      [0x80, 2] + constructor + pairs(1000) + [0x30, 0x68, 1, 0x85, 0x52, 0x2E])
+    guard case .dictionary(let place) = try honest.run() else {
+      Issue.record("no dictionary")
+      return
+    }
+    #expect(honest.dictionaries[place].members.count == 1000)
+
+    // Tensors of a thousand dimensions of one element each.
+    var ones: [UInt8] = [0x28]
+    for _ in 0..<1000 { ones += [0x4B, 1] }
+    var views: [UInt8] = [0x80, 2] + TorchPickle.rebuild
+    views += [0x71, 2] + TorchPickle.storage(4)
+    views += [0x71, 3] + ones + [0x74, 0x71, 4]
+    for _ in 0..<1000 {
+      views += [0x68, 2, 0x28, 0x68, 3, 0x4B, 0, 0x68, 4, 0x68, 4, 0x74, 0x52, 0x30]
+    }
+    refused(views + [0x2E])
+  }
+
+  @Test func namesOfTensorsAreBounded() throws {
+    let folder = try TemporaryFolder()
+    func file(_ length: Int) throws -> TorchFile {
+      var pickle: [UInt8] = [0x80, 2, 0x7D, 0x58, UInt8(length & 255), UInt8(length >> 8), 0, 0]
+      pickle += [UInt8](repeating: 0x61, count: length)
+      pickle += [0x7D, 0x4B, 7, 0x4E, 0x73, 0x73, 0x2E]
+      return try TorchFile(folder.write("x.bin", Zip.bytes([("x/data.pkl", pickle)])))
+    }
+    #expect(try file(1022).otherKeys.map(\.utf8.count) == [1024])
+    let error = #expect(throws: PEFTError.self) { try file(1023) }
+    #expect(error?.message.contains("has 1025 bytes, at most 1024 were expected") == true)
+  }
+
+  /// An empty tensor of 2¹²⁴ columns, and strides of which no step is taken.
+  @Test func extentsAndStridesMayBeAnything() throws {
+    let folder = try TemporaryFolder()
+    func file(_ shape: [Int], _ strides: [Int]) throws -> TorchFile {
+      var pickle: [UInt8] = [0x80, 2, 0x7D, 0x58, 1, 0, 0, 0, 0x61]
+      pickle += TorchPickle.tensor(3, shape, strides) + [0x73, 0x2E]
+      return try TorchFile(
+        folder.write(
+          "x.bin", Zip.bytes([("x/data.pkl", pickle), ("x/data/0", Array(1...12))])))
+    }
+    for strides in [[0, 0, 0], [1 << 62, 1, 1]] {
+      let error = #expect(throws: PEFTError.self) { try file([0, 1 << 62, 1 << 62], strides) }
+      #expect(error?.code == .malformedFile)
+    }
+    #expect(try file([0, 1 << 30], [0, 0]).bytes("a") == [])
+    #expect(try file([3, 1], [1, .max]).bytes("a") == Array(1...12))
+    #expect(try file([2, 1], [2, .max]).bytes("a") == [1, 2, 3, 4, 9, 10, 11, 12])
+  }
+
   /// Every operation that the machine knows, and some that it does not.
   static let codes: [UInt8] =
     Array("(.012)tl]ae}dsucRbQNKMJGXUTCBqrhjipgIoOPS".utf8)
@@ -240,6 +311,38 @@ struct TorchFileTests {
   static func members(_ name: String) throws -> [(name: String, bytes: [UInt8])] {
     let zip = try ZipArchive(MappedFile(path: TestData.golden("files/pickles/\(name).bin")))
     return try zip.members.map { ($0.name, try zip.bytes($0)) }
+  }
+}
+
+/// Pieces of pickles, as torch writes them.
+private enum TorchPickle {
+  static let rebuild = Array("ctorch._utils\n_rebuild_tensor_v2\n".utf8)
+
+  static func text(_ text: String) -> [UInt8] {
+    [0x58, UInt8(text.utf8.count), 0, 0, 0] + Array(text.utf8)
+  }
+
+  static func number(_ value: Int) -> [UInt8] {
+    [0x8A, 8] + (0..<8).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
+  }
+
+  static func tuple(_ values: [Int]) -> [UInt8] {
+    var bytes: [UInt8] = [0x28]
+    for value in values { bytes += number(value) }
+    return bytes + [0x74]
+  }
+
+  /// The storage '0' of some floats.
+  static func storage(_ count: Int) -> [UInt8] {
+    var bytes: [UInt8] = [0x28] + text("storage")
+    bytes += Array("ctorch\nFloatStorage\n".utf8) + text("0") + text("cpu")
+    return bytes + number(count) + [0x74, 0x51]
+  }
+
+  static func tensor(_ count: Int, _ shape: [Int], _ strides: [Int]) -> [UInt8] {
+    var bytes: [UInt8] = rebuild + [0x28] + storage(count)
+    bytes += number(0) + tuple(shape) + tuple(strides)
+    return bytes + [0x74, 0x52]
   }
 }
 

@@ -1,5 +1,10 @@
 import BLASKernels
-import Glibc
+
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Darwin)
+  import Darwin
+#endif
 
 /// Elementwise kernels, in bytes that they read and write, beside libm where it has the function.
 func benchmarkElementwise() {

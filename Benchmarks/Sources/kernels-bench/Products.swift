@@ -101,6 +101,7 @@ func benchmarkGEMV() {
     let y = MutableSlice<Float>(count: max(rows, columns))
     let half = MutableSlice<UInt16>(count: w.count)
     Conversion.narrow(w, to: .bfloat16, into: half)
+    let library = GEMMBackend.available[0]
     for transpose in [Transpose.no, .yes] {
       let form = transpose == .no ? "W x" : "Wᵀ x"
       report(
@@ -109,11 +110,11 @@ func benchmarkGEMV() {
           Contender(name: "own") {
             BLAS.gemv(transpose: transpose, rows: rows, columns: columns, w, x, into: y)
           },
-          Contender(name: "oneDNN") {
+          Contender(name: library == .oneDNN ? "oneDNN" : "OpenBLAS") {
             let (n, k) = transpose == .no ? (rows, columns) : (columns, rows)
             BLAS.gemm(
               .no, transpose == .no ? .yes : .no, m: 1, n: n, k: k, x[0..<k], w, into: y[0..<n],
-              backend: GEMMBackend.available[0], route: .library)
+              backend: library, route: .library)
           },
         ])
       report(

@@ -1,5 +1,10 @@
 import BenchClock
-import Glibc
+
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Darwin)
+  import Darwin
+#endif
 
 /// One way to do something.
 struct Contender {

@@ -1,5 +1,10 @@
 import BLASKernels
-import Glibc
+
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Darwin)
+  import Darwin
+#endif
 
 // kernels-bench [section ...]: speed of the kernels for the shapes of MiniLM-L6 (450 packed tokens, width 384) and
 // Qwen2-0.5B (width 896, 4864), beside what they replace. Threads: OMP_NUM_THREADS; instruction set: PEFT_ISA.

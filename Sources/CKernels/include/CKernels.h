@@ -31,7 +31,7 @@ void pk_isa_limit(pk_isa level);
 bool pk_has_vnni(void);
 bool pk_has_bf16(void);
 
-/// Starts reading a range of a mapping into memory, or gives it back.
+/// Asks for huge pages for a range of memory, where the system has them.
 void pk_advise_huge(void *address, size_t bytes);
 
 /// The CRC-32 of zip files (reflected polynomial 0xedb88320).

@@ -5,7 +5,7 @@
 // often), panels of one or two vectors of columns (packed, or read in place), blocks of MR rows. So a panel of B is
 // read from memory and packed once for each mc rows and used at once.
 
-// The largest blocks; the scratch holds one of A and one panel of B (see pk_gemm_scratch).
+// The largest blocks; the scratch holds one of A and one panel of B (see PK_GEMM_SCRATCH).
 enum { GEMM_KC = PK_GEMM_KC, GEMM_MC = PK_GEMM_MC };
 
 ALWAYS vf load_format(const void *b, size_t at, pk_format format) {

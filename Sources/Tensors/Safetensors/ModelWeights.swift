@@ -31,8 +31,9 @@ public struct ModelWeights: Sendable {
       }
     }
     throw PEFTError(
-      .fileNotFound, "has neither model.safetensors nor model.safetensors.index.json", at: folder,
-      remedy: "Check the path of the model.")
+      .fileNotFound,
+      "has none of model.safetensors, model.safetensors.index.json, pytorch_model.bin and "
+        + "pytorch_model.bin.index.json", at: folder, remedy: "Check the path of the model.")
   }
 
   private static func open(_ path: String) throws(PEFTError) -> any TensorFile {

@@ -101,16 +101,18 @@ struct SafetensorsHeader {
     }
     guard let dimensions = object["shape"]?.array else { throw malformed("'\(name)' has no shape") }
     var shape: [Int] = []
-    var byteCount = type.byteCount
+    // Of the dimensions other than 0, as matrices multiply some of an empty tensor's too.
+    var span = type.byteCount
     for dimension in dimensions {
       guard case .int(let extent) = dimension, extent >= 0 else {
         throw malformed("'\(name)' has a shape that is not a list of sizes")
       }
-      let (product, overflow) = byteCount.multipliedReportingOverflow(by: extent)
+      let (product, overflow) = span.multipliedReportingOverflow(by: max(extent, 1))
       if overflow { throw malformed("the shape of '\(name)' is too large") }
-      byteCount = product
+      span = product
       shape.append(extent)
     }
+    let byteCount = shape.contains(0) ? 0 : span
     guard let offsets = object["data_offsets"]?.array, offsets.count == 2,
       case .int(let start) = offsets[0], case .int(let end) = offsets[1], start >= 0, end >= start
     else { throw malformed("'\(name)' has no valid data_offsets") }

@@ -19,6 +19,8 @@ struct PickleMachine {
   private var stack: [PickleValue] = []
   private var marks: [Int] = []
   private var memo: [Int: PickleValue] = [:]
+  /// Members of dictionaries and dimensions of tensors, those that are no longer used included.
+  private var copiedCount = 0
 
   /// Prepares for a pickle that begins at a place.
   init(_ bytes: [UInt8], from position: Int = 0) {
@@ -186,6 +188,7 @@ struct PickleMachine {
       throw Self.malformed("it sets a member of \(try top().kindName)")
     }
     guard values.count % 2 == 0 else { throw Self.malformed("a key has no value") }
+    try countCopies(values.count / 2)
     for i in stride(from: 0, to: values.count, by: 2) {
       switch values[i] {
       case .string(let text): dictionaries[place].set(.string(text), values[i + 1])
@@ -195,6 +198,17 @@ struct PickleMachine {
           .unsupported, "a dictionary of the pickle has \(values[i].kindName) as a key",
           remedy: Self.advice)
       }
+    }
+  }
+
+  /// Counts what a call copies out of a list. A list that is written once can be handed to any number
+  /// of calls, so that a short pickle could fill the memory; each copy of an honest one is written.
+  private mutating func countCopies(_ count: Int) throws(PEFTError) {
+    copiedCount += count
+    guard copiedCount <= bytes.count else {
+      throw Self.malformed(
+        "it sets more members of dictionaries and dimensions of tensors than it has bytes "
+          + "(\(bytes.count))")
     }
   }
 
@@ -248,6 +262,7 @@ struct PickleMachine {
       case .int(let offset) = arguments[1], let shape = integers(arguments[2]),
       let strides = integers(arguments[3])
     else { throw wrongArguments("_rebuild_tensor_v2") }
+    try countCopies(shape.count + strides.count)
     stack.append(.tensor(tensors.count))
     tensors.append(
       try TorchTensor(

@@ -113,20 +113,21 @@ struct TorchTensor: Sendable {
   let offset: Int
   /// The extent of each dimension.
   let shape: [Int]
-  /// The distance of neighbours in each dimension, in elements.
+  /// The distance of neighbours in each dimension, in elements; 0 for a single element.
   let strides: [Int]
 
   /// Checks a view against its storage.
   ///
-  /// - Throws: ``PEFTError`` `malformedFile` for negative numbers, and when an element lies beyond
-  ///   the storage; `unsupported` for views that repeat few numbers enormously often.
+  /// - Throws: ``PEFTError`` `malformedFile` for negative numbers, sizes beyond 64 bits, and when an
+  ///   element lies beyond the storage; `unsupported` for views that repeat few numbers enormously often.
   init(
     storage place: Int, _ storage: TorchStorage, offset: Int, shape: [Int], strides: [Int]
   ) throws(PEFTError) {
     self.storage = place
     self.offset = offset
     self.shape = shape
-    self.strides = strides
+    // The stride of a dimension of one element is never taken, and may be any number.
+    self.strides = zip(shape, strides).map { $0 == 1 ? 0 : $1 }
     func wrong() -> PEFTError {
       PickleMachine.malformed(
         "a tensor of shape \(shape) with strides \(strides) from \(offset) on lies beyond its "
@@ -136,15 +137,18 @@ struct TorchTensor: Sendable {
       strides.allSatisfy({ $0 >= 0 })
     else { throw wrong() }
     var last = offset
-    var count = 1
-    for (extent, stride) in zip(shape, strides) {
+    // An empty tensor's other dimensions are multiplied too, in views of it.
+    var byteCount = storage.type.byteCount
+    for (extent, stride) in zip(shape, self.strides) {
       let (reach, a) = max(extent - 1, 0).multipliedReportingOverflow(by: stride)
       let (sum, b) = last.addingReportingOverflow(reach)
-      let (product, c) = count.multipliedReportingOverflow(by: extent)
-      guard !a, !b, !c else { throw wrong() }
+      guard !a, !b else { throw wrong() }
+      let (product, c) = byteCount.multipliedReportingOverflow(by: max(extent, 1))
+      guard !c else { throw PickleMachine.malformed("a tensor's shape \(shape) is too large") }
       last = sum
-      count = product
+      byteCount = product
     }
+    let count = shape.contains(0) ? 0 : byteCount / storage.type.byteCount
     guard count == 0 ? offset <= storage.count : last < storage.count else { throw wrong() }
     guard count <= max(storage.count, 1 << 24) else {
       throw PEFTError(

@@ -163,6 +163,7 @@ private struct TensorNames {
   var tensors: [(name: String, tensor: Int)] = []
   var others: [String] = []
   private var seen: Set<Int> = []
+  private static let longestName = 1024
 
   init(_ root: PickleValue, _ machine: PickleMachine) throws(PEFTError) {
     guard case .dictionary(let place) = root else {
@@ -184,6 +185,12 @@ private struct TensorNames {
     }
     for (key, value) in machine.dictionaries[place].members {
       let name = prefix.isEmpty ? key.text : "\(prefix).\(key.text)"
+      // One long name may be the beginning of any number of others.
+      guard name.utf8.count <= Self.longestName else {
+        throw PickleMachine.malformed(
+          "the name '\(name.prefix(40))…' has \(name.utf8.count) bytes, at most "
+            + "\(Self.longestName) were expected")
+      }
       switch value {
       case .tensor(let tensor): tensors.append((name, tensor))
       case .dictionary(let inner): try add(inner, prefix: name, depth: depth + 1, machine)

@@ -44,6 +44,22 @@ public struct ColumnScale: Sendable {
     isInvertible = other.isInvertible
   }
 
+  /// Whether the direction's output can be had back from g∘v + b: not where m is zero, nor where b is so
+  /// much larger than m that rounding the sum leaves little of m·v/n.
+  func isInvertible(after bias: Tensor?) -> Bool {
+    guard isInvertible, let bias else { return isInvertible }
+    precondition(bias.count == magnitude.count, "\(bias.shape) for \(magnitude.shape)")
+    return bias.slice.withSpan { bias in
+      magnitude.slice.withSpan { magnitude in
+        // Eight of the 24 bits of a float.
+        for column in 0..<bias.count where abs(bias[column]) > 256 * abs(magnitude[column]) {
+          return false
+        }
+        return true
+      }
+    }
+  }
+
   /// The same numbers, through which gradients flow to the given magnitude and norms.
   ///
   /// - Parameters:

@@ -24,7 +24,7 @@ public func decomposedLinear(
   )
   var output = product.withoutGraph()
   let direction: Tensor?
-  if scale.isInvertible {
+  if scale.isInvertible(after: biasValue) {
     output.withMutableSlice {
       ScaledLowRank.apply(
         rows: n, columns: rows, rank: rank, low: lowValue.slice, b: bValue.slice, scale: scaling,
@@ -32,7 +32,7 @@ public func decomposedLinear(
     }
     direction = nil
   } else {
-    // dm needs V·x. It is (y − b)/g, but where g is zero that says nothing.
+    // dm needs V·x. It is (y − b)/g, but where g is zero, or far smaller than b, that says nothing.
     output.withMutableSlice {
       BLAS.gemm(
         .no, .yes, m: n, n: rows, k: rank, alpha: scaling, lowValue.slice, bValue.slice, beta: 1,
