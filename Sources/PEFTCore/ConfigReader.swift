@@ -85,7 +85,7 @@ public struct ConfigReader {
 
   /// The members that nobody asked for.
   public var rest: JSONObject {
-    JSONObject(object.members.filter { !read.contains($0.key) }.map { ($0.key, $0.value) })
+    object.filter { key, _ in !read.contains(key) }
   }
 
   /// The error for a member of the wrong kind.

@@ -100,13 +100,10 @@ public struct EDoRAConfig: TunerConfig, Equatable {
           + reconstruction.unknownKeys.members.map { (Self.recipePrefix + $0.key, $0.value) })
     }
     set {
-      let isOfRecipe = { (key: String) in key.hasPrefix(Self.recipePrefix) }
-      lora.unknownKeys = JSONObject(
-        newValue.members.filter { !isOfRecipe($0.key) }.map { ($0.key, $0.value) })
+      lora.unknownKeys = newValue.filter { key, _ in !key.hasPrefix(Self.recipePrefix) }
+      let ofRecipe = newValue.filter { key, _ in key.hasPrefix(Self.recipePrefix) }
       reconstruction.unknownKeys = JSONObject(
-        newValue.members.filter { isOfRecipe($0.key) }.map {
-          (String($0.key.dropFirst(Self.recipePrefix.count)), $0.value)
-        })
+        ofRecipe.members.map { (String($0.key.dropFirst(Self.recipePrefix.count)), $0.value) })
     }
   }
 
@@ -126,8 +123,7 @@ public struct EDoRAConfig: TunerConfig, Equatable {
         .invalidConfiguration, "'peft_type' is '\(type)', EDORA or LORA_XS was expected",
         remedy: "Use one of the two, or the config of the other method.")
     }
-    var shared = JSONObject(
-      object.members.filter { !Self.ownKeys.contains($0.key) }.map { ($0.key, $0.value) })
+    var shared = object.filter { key, _ in !Self.ownKeys.contains(key) }
     shared["peft_type"] = "LORA"
     shared["use_dora"] = nil
     if let start = shared["init_lora_weights"], start != true, !start.isNull {

@@ -55,11 +55,7 @@ struct Predict: ParsableCommand {
   var texts: [String] = []
 
   func validate() throws {
-    if batchSize < 1 { throw ValidationError("--batch-size must be at least 1.") }
-    if batchSize > Int(Int32.max) {
-      throw ValidationError("--batch-size must be at most \(Int32.max).")
-    }
-    if let maxLength, maxLength < 2 { throw ValidationError("--max-length must be at least 2.") }
+    try RunOptions.check(batchSize: batchSize, maxLength: maxLength)
     if input != nil, !texts.isEmpty {
       throw ValidationError("Give either --input or texts, not both.")
     }

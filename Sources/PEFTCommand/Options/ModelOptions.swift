@@ -10,6 +10,15 @@ struct RunOptions: ParsableArguments {
 
   /// Makes the settings of the process.
   func apply() { threading.apply() }
+
+  /// Checks the sizes that the commands which read data files have as options.
+  static func check(batchSize: Int, maxLength: Int?) throws {
+    if batchSize < 1 { throw ValidationError("--batch-size must be at least 1.") }
+    if batchSize > Int(Int32.max) {
+      throw ValidationError("--batch-size must be at most \(Int32.max).")
+    }
+    if let maxLength, maxLength < 2 { throw ValidationError("--max-length must be at least 2.") }
+  }
 }
 
 /// The option of every command that computes.

@@ -97,6 +97,11 @@ public struct JSONObject: Sendable, Equatable {
     for (key, value) in members { self[key] = value }
   }
 
+  /// The object with some of its members.
+  public func filter(_ isIncluded: (_ key: String, _ value: JSONValue) -> Bool) -> JSONObject {
+    JSONObject(members.filter { isIncluded($0.key, $0.value) }.map { ($0.key, $0.value) })
+  }
+
   /// The keys in order.
   public var keys: [String] { members.map(\.key) }
 

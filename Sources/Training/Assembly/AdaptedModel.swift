@@ -102,8 +102,7 @@ public struct AdaptedModel {
 
   /// Columns and lengths in the record that a training run leaves beside its adapter.
   static func data(_ adapter: String) throws(PEFTError) -> DataConfiguration {
-    guard FileSystem.exists(FileSystem.join(adapter, RunRecord.fileName)) else { return .init() }
-    let settings = try RunRecord(folder: adapter).settings
+    guard let settings = try RunRecord(ifIn: adapter)?.settings else { return .init() }
     let lasting = DataConfiguration.lastingKeys.map { ($0, settings[$0] ?? .null) }
     var reader = SettingsReader(JSONObject(lasting))
     return try DataConfiguration(&reader)

@@ -99,17 +99,7 @@ extension AdaptedModel {
   }
 
   private func check(_ example: Example, _ name: String) throws(PEFTError) {
-    // A sequence without rows has no place in a batch: it would get the answer of another.
-    if example.tokenIDs.isEmpty {
-      throw PEFTError(.invalidData, "holds no token", at: name)
-    }
-    do {
-      try base.model.inputLimits.check(
-        ids: example.tokenIDs, types: example.typeIDs, length: example.tokenIDs.count,
-        name: "input_ids")
-    } catch {
-      throw error.located(at: name)
-    }
+    try base.model.inputLimits.check(example, at: name, isStrict: false)
   }
 
   private static func softmax(_ logits: [Float]) -> [Double] {

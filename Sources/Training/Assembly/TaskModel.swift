@@ -89,10 +89,8 @@ extension AdapterFolder {
   /// The members of config.json that the adapter's training run replaced (`model_config`), but for
   /// those about dropout, which matter to training alone.
   func modelOverrides() throws(PEFTError) -> JSONObject {
-    guard FileSystem.exists(FileSystem.join(path, RunRecord.fileName)) else { return JSONObject() }
-    let recorded = try RunRecord(folder: path).settings["model_config"]?.object ?? JSONObject()
-    return JSONObject(
-      recorded.members.filter { !$0.key.contains("dropout") }.map { ($0.key, $0.value) })
+    let recorded = try RunRecord(ifIn: path)?.settings["model_config"]?.object ?? JSONObject()
+    return recorded.filter { key, _ in !key.contains("dropout") }
   }
 
   /// What adapters that work on one model replace of its config.json.
@@ -106,9 +104,9 @@ extension AdapterFolder {
   ) throws(PEFTError) -> JSONObject {
     var first: (folder: AdapterFolder, members: JSONObject)?
     for folder in adapters {
-      let members = JSONObject(
-        try folder.modelOverrides().members.map { ($0.key, $0.value) }
-          .filter { !$0.1.isSame(as: configuration?.object[$0.0]) })
+      let members = try folder.modelOverrides().filter { key, value in
+        !value.isSame(as: configuration?.object[key])
+      }
       guard let (other, theirs) = first else {
         first = (folder, members)
         continue

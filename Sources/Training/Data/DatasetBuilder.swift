@@ -84,16 +84,7 @@ public struct DatasetBuilder: Sendable {
   ///
   /// - Throws: ``PEFTError`` with the place.
   public func check(_ example: Example, at location: String) throws(PEFTError) {
-    if example.tokenIDs.isEmpty {
-      throw PEFTError(.invalidData, "holds no token", at: location)
-    }
-    do {
-      try limits.check(
-        ids: example.tokenIDs, types: example.typeIDs, length: example.tokenIDs.count,
-        name: "input_ids", isStrict: true)
-    } catch {
-      throw error.located(at: location)
-    }
+    try limits.check(example, at: location, isStrict: true)
   }
 
   // MARK: Sequences
@@ -213,6 +204,25 @@ public struct DatasetBuilder: Sendable {
             + "\(limits.vocabulary)", at: location,
           remedy: "\(ignoredLabel) marks what is not counted.")
       }
+    }
+  }
+}
+
+extension InputLimits {
+  /// Checks that a model can take an example.
+  ///
+  /// - Throws: ``PEFTError`` with the place.
+  func check(_ example: Example, at location: String, isStrict: Bool) throws(PEFTError) {
+    // A sequence without rows has no place in a batch: it would get the answer of another.
+    if example.tokenIDs.isEmpty {
+      throw PEFTError(.invalidData, "holds no token", at: location)
+    }
+    do {
+      try check(
+        ids: example.tokenIDs, types: example.typeIDs, length: example.tokenIDs.count,
+        name: "input_ids", isStrict: isStrict)
+    } catch {
+      throw error.located(at: location)
     }
   }
 }

@@ -53,6 +53,14 @@ struct RunRecord {
     self.threads = threads
   }
 
+  /// Reads the record in a folder that may have none.
+  ///
+  /// - Throws: ``PEFTError`` when it is malformed.
+  init?(ifIn folder: String) throws(PEFTError) {
+    guard FileSystem.exists(FileSystem.join(folder, Self.fileName)) else { return nil }
+    try self.init(folder: folder)
+  }
+
   /// Reads the record in a folder.
   ///
   /// - Throws: ``PEFTError`` when it is missing or malformed.

@@ -77,8 +77,7 @@ extension Trainer {
   private func newestCheckpoint() throws -> String? {
     // The record in the output folder says which run was the last one there.
     let output = arguments.outputFolder
-    guard FileSystem.exists(FileSystem.join(output, RunRecord.fileName)) else { return nil }
-    let id = try RunRecord(folder: output).id
+    guard let id = try RunRecord(ifIn: output)?.id else { return nil }
     return try checkpoints.steps(ofRun: id).last.map(checkpoints.path)
   }
 
