@@ -82,7 +82,7 @@ let package = Package(
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: swiftSettings),
     // Models of one layer with goldens, for the tests of tuners.
     .target(
-      name: "LayerTestSupport", dependencies: ["TestSupport"] + adapters,
+      name: "LayerTestSupport", dependencies: ["TestSupport", "Models"] + adapters,
       path: "Tests/LayerTestSupport", swiftSettings: swiftSettings),
   ]
     // Kernels, tensors, modules.

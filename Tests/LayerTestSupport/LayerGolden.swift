@@ -67,51 +67,6 @@ public struct LayerGolden {
     record["module"]?["kernel_size"] != nil ? .images(x) : .features(x)
   }
 
-  /// The output of a layer whose adapter sees what a mask leaves of its input, the base all of it:
-  /// base(x) + adapted(x̃) − base(x̃) with x̃ = mask∘x, all in evaluation mode.
-  public func output(
-    _ host: any AdapterHost, _ peft: PeftModel, _ x: Parameter, droppedBy mask: Tensor
-  ) -> Tensor {
-    func run(_ x: Tensor) -> Tensor {
-      let input = makeInput(x)
-      return host.run(input, context(input))
-    }
-    let dropped = x.tensor * mask
-    let (whole, part) = peft.withAdaptersDisabled { (run(x.tensor), run(dropped)) }
-    return whole + run(dropped) + part.scaled(by: -1)
-  }
-
-  /// Compares a pass in training, and its gradients, with ``output(_:_:_:droppedBy:)`` for the mask
-  /// that the pass draws.
-  ///
-  /// - Returns: The largest relative errors of the output, and of gradients by what they are of.
-  public func dropoutErrors(
-    _ host: any AdapterHost, _ peft: PeftModel, probability: Double, seed: UInt64
-  ) throws -> [String: Float] {
-    let x = Parameter(try input.tensor("x"))
-    let upstream = try input.tensor("upstream")
-    var training = context(makeInput(x.value))
-    training.dropoutSeed = seed
-    let ones = Tensor(repeating: 1, shape: x.shape)
-    let mask = Dropout(probability, path: "layer.lora_dropout.default")(ones, training)
-    let outputs = [
-      host.run(makeInput(x.tensor), training), output(host, peft, x, droppedBy: mask),
-    ]
-    let gradients = outputs.map { contracted($0, upstream).backward() }
-    var errors = [
-      "output": relativeError(outputs[0], outputs[1]),
-      "dropped": Float(mask.scalars.count { $0 == 0 }),
-    ]
-    let places = peft.trainableTensors.map { ($0.key, $0.parameter) } + [("x", x)]
-    for (key, parameter) in places {
-      guard let own = gradients[0][parameter], let wanted = gradients[1][parameter] else {
-        throw PEFTError(.missingTensor, "no gradient for \(key)")
-      }
-      errors[key] = relativeError(own, wanted)
-    }
-    return errors
-  }
-
   /// A pass in evaluation mode.
   public func context(_ input: HostInput) -> ForwardContext {
     ForwardContext(SequenceLayout(lengths: [input.rows]))

@@ -13,25 +13,7 @@ import TunerLoRA
 /// DoRA on a whole model: exchange of adapters, and trained rows of a layer that DoRA adapts. Expected
 /// outputs are those of the same adapter on a fresh model, or merged.
 struct ModelTests {
-  private static func load() throws -> PeftModel {
-    let folder = TestData.golden("files/model")
-    let loaded = try ModelLoader.load(folder)
-    var registry = TunerRegistry()
-    registry.register(LoRATuner.self)
-    registry.register(DoRATuner.self)
-    return PeftModel(
-      loaded.model,
-      info: BaseModelInfo(modelType: "llama", nameOrPath: folder, outputHeads: loaded.outputHeads),
-      registry: registry)
-  }
-
-  private static func output(_ peft: PeftModel, rows: [String]? = nil) throws -> Tensor {
-    let model = try #require(peft.base as? any CausalLanguageModel)
-    let batch = TokenBatch([[5, 17, 30, 2, 9], [39, 3, 3, 11, 28]])
-    var context = ForwardContext(batch.layout)
-    context.sequenceAdapters = try rows.map { try peft.sequenceAdapters($0) }
-    return withoutGradients { model.logits(batch, context) }
-  }
+  private static func load() throws -> PeftModel { try SmallModel.load(GoldenTests.registry) }
 
   /// Adds an adapter with random factors and magnitudes that are not the norms.
   private static func add(
@@ -57,7 +39,7 @@ struct ModelTests {
       let peft = try Self.load()
       try Self.add(peft, targets, seed: seed)
       try peft.save(folder(name), embeddings: .never)
-      return try Self.output(peft)
+      return try peft.logits()
     }
     let all = try adapter(["embed_tokens", "q_proj", "down_proj"], "all", seed: 1)
     let few = try adapter(["q_proj"], "few", seed: 2)
@@ -65,17 +47,17 @@ struct ModelTests {
     try peft.load(folder("all"), as: "a")
     let report = try peft.hotSwap("a", from: folder("few"))
     #expect(report.missing.count == 9 && report.matched.count == 6)
-    #expect(relativeError(try Self.output(peft), few) < 1e-5)
+    #expect(relativeError(try peft.logits(), few) < 1e-5)
     try peft.merge()
-    #expect(relativeError(try Self.output(peft), few) < 1e-5)
+    #expect(relativeError(try peft.logits(), few) < 1e-5)
     peft.unmerge()
     // What is saved then is whole, and the same adapter.
     try peft.save(folder("again"), embeddings: .never)
     let again = try Self.load()
     try again.load(folder("again"))
-    #expect(relativeError(try Self.output(again), few) < 1e-5)
+    #expect(relativeError(try again.logits(), few) < 1e-5)
     try peft.hotSwap("a", from: folder("all"))
-    #expect(relativeError(try Self.output(peft), all) < 1e-5)
+    #expect(relativeError(try peft.logits(), all) < 1e-5)
   }
 
   /// A magnitude alone is no layer.
@@ -103,14 +85,14 @@ struct ModelTests {
   func rowsAndChangesOfAnEmbeddingAdd(_ targets: [String]) throws {
     let peft = try Self.load()
     try Self.add(peft, targets, seed: 3, tokens: [2, 3, 5, 8, 11, 17, 28, 30, 38, 39])
-    let active = try Self.output(peft)
-    let mixed = try Self.output(peft, rows: ["a", "__base__"])
+    let active = try peft.logits()
+    let mixed = try peft.logits(rows: ["a", "__base__"])
     #expect(relativeError(mixed.rowRange(0..<5), active.rowRange(0..<5)) < 1e-5)
     try peft.merge(safe: true)
-    #expect(relativeError(try Self.output(peft), active) < 1e-5)
+    #expect(relativeError(try peft.logits(), active) < 1e-5)
     peft.unmerge()
     peft.disable()
-    let base = try Self.output(peft)
+    let base = try peft.logits()
     #expect(relativeError(mixed.rowRange(5..<10), base.rowRange(5..<10)) < 1e-5)
     #expect(relativeError(base, active) > 0.01)
   }

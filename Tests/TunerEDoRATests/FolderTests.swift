@@ -18,20 +18,7 @@ struct FolderTests {
 
   init() throws { folder = try TemporaryFolder() }
 
-  private static func load() throws -> PeftModel {
-    let folder = TestData.golden("files/model")
-    let loaded = try ModelLoader.load(folder)
-    return PeftModel(
-      loaded.model,
-      info: BaseModelInfo(modelType: "llama", nameOrPath: folder, outputHeads: loaded.outputHeads),
-      registry: GoldenTests.registry)
-  }
-
-  private static func output(_ peft: PeftModel) throws -> Tensor {
-    let model = try #require(peft.base as? any CausalLanguageModel)
-    let batch = TokenBatch([[5, 17, 30, 2, 9], [39, 3, 3, 11, 28]])
-    return withoutGradients { model.logits(batch, ForwardContext(batch.layout)) }
-  }
+  private static func load() throws -> PeftModel { try SmallModel.load(GoldenTests.registry) }
 
   private static func config(
     _ method: EDoRAConfig.Method, _ targets: [String] = ["q_proj", "down_proj"],
@@ -51,7 +38,7 @@ struct FolderTests {
       tensor.parameter.update { value in value = value.scaled(by: 1.2) }
     }
     try peft.save(folder(name), as: type)
-    return try Self.output(peft)
+    return try peft.logits()
   }
 
   /// Layers that the new adapter lacks change nothing, until another one has them again; in the form
@@ -65,13 +52,13 @@ struct FolderTests {
     try peft.load(folder("all"), as: "a")
     let report = try peft.hotSwap("a", from: folder("few"))
     #expect(!report.missing.isEmpty && report.missing.count == report.matched.count)
-    #expect(relativeError(try Self.output(peft), few) < 1e-5)
+    #expect(relativeError(try peft.logits(), few) < 1e-5)
     try peft.save(folder("again"))
     let again = try Self.load()
     try again.load(folder("again"))
-    #expect(relativeError(try Self.output(again), few) < 1e-5)
+    #expect(relativeError(try again.logits(), few) < 1e-5)
     try peft.hotSwap("a", from: folder("all"))
-    #expect(relativeError(try Self.output(peft), all) < 1e-5)
+    #expect(relativeError(try peft.logits(), all) < 1e-5)
   }
 
   /// DoRA's folders have the same `adapter_config.json`, and are refused all the same.
@@ -101,7 +88,7 @@ struct FolderTests {
     let peft = try Self.load()
     try peft.load(folder("half"))
     // R and m are rounded.
-    #expect(relativeError(try Self.output(peft), expected) < 0.02)
+    #expect(relativeError(try peft.logits(), expected) < 0.02)
   }
 
   /// A recipe that an EDoRA adapter left would make another method of the adapter after it.

@@ -112,23 +112,8 @@ struct GoldenTests {
   @Test func dropoutActsOnTheChangeAlone() throws {
     let golden = try Self.golden("linear-dropout")
     let (host, peft) = try golden.model()
-    let x = Parameter(try golden.input.tensor("x"))
-    let output = golden.output(
-      host, peft, x, droppedBy: try golden.input.tensor("dropout"))
-    #expect(relativeError(output, try golden.expected.tensor("dropout.output")) < 1e-5)
-    let gradients = contracted(output, try golden.input.tensor("upstream")).backward()
     #expect(peft.trainableTensors.count == 2)
-    for tensor in peft.trainableTensors {
-      let gradient = try #require(gradients[tensor.parameter])
-      let expected = try golden.expected.tensor("dropout.grad.\(Self.letter(tensor.key))")
-      #expect(relativeError(gradient, expected) < 1e-4, "\(tensor.key)")
-    }
-    var errors = try golden.dropoutErrors(host, peft, probability: 0.25, seed: 4)
-    let dropped = try #require(errors["dropped"])
-    #expect(dropped > 0)
-    errors["dropped"] = nil
-    #expect(errors.count == 4)
-    for (key, error) in errors { #expect(error < 1e-4, "\(key): \(error)") }
+    try golden.expectDropoutOfChange(host, peft, probability: 0.25, name: Self.letter)
   }
 
   /// Derivatives by finite differences, in training with dropout: with the norm taken through all

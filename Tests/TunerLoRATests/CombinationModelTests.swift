@@ -239,11 +239,7 @@ struct CombinationModelTests {
 
   /// Rows of an embedding that are trained, and layers that stand there twice, are in the folder.
   @Test func conversionsKeepRowsAndStacks() throws {
-    func logits(_ peft: PeftModel) throws -> Tensor {
-      let model = try #require(peft.base as? any CausalLanguageModel)
-      let batch = TokenBatch([[3, 17, 5, 9], [2, 3]])
-      return withoutGradients { model.logits(batch, ForwardContext(batch.layout)) }
-    }
+    let batch = TokenBatch([[3, 17, 5, 9], [2, 3]])
     let peft = try FileGoldenTests.load()
     var config = LoRAConfig(
       rank: 4, targets: TargetSelection(.list(["q_proj", "down_proj"])), initialization: .random)
@@ -251,23 +247,23 @@ struct CombinationModelTests {
     config.trainableTokens = .inputEmbedding([3, 17])
     config.ensuresWeightTying = true
     try peft.add("default", config)
-    let plain = try logits(peft)
+    let plain = try peft.logits(of: batch)
     let rows = try #require(
       try peft.tensors(of: "default").first { $0.key.contains("trainable_tokens_delta") })
     rows.parameter.update { $0 = $0.scaled(by: -2) }
-    let expected = try logits(peft)
+    let expected = try peft.logits(of: batch)
     #expect(relativeError(plain, expected) > 1e-2)
     let folder = try TemporaryFolder()
     try peft.saveAsLoRA(folder("lora"), rank: .fixed(4))
     let again = try FileGoldenTests.load()
     try again.load(folder("lora"))
-    #expect(relativeError(try logits(again), expected) < 1e-5)
+    #expect(relativeError(try again.logits(of: batch), expected) < 1e-5)
     let read = try #require(try again.config("default") as? LoRAConfig)
     #expect(read.layerReplication == config.layerReplication && read.ensuresWeightTying)
     // Beside the first one, too.
     try peft.load(folder("lora"), as: "again")
     try peft.setActive(["again"])
-    #expect(relativeError(try logits(peft), expected) < 1e-5)
+    #expect(relativeError(try peft.logits(of: batch), expected) < 1e-5)
   }
 
   /// A head with its embedding's factors would get factors for itself.

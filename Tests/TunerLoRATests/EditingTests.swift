@@ -13,14 +13,6 @@ import Testing
 /// outputs are those of the same adapters put on a fresh model; texts are peft's where it has one
 /// (conformance cases 56, 59, 62, 68).
 struct EditingTests {
-  private static func output(_ peft: PeftModel, rows: [String]? = nil) throws -> Tensor {
-    let model = try #require(peft.base as? any CausalLanguageModel)
-    let batch = TokenBatch([[5, 17, 30, 2, 9], [39, 3, 3, 11, 28]])
-    var context = ForwardContext(batch.layout)
-    context.sequenceAdapters = try rows.map { try peft.sequenceAdapters($0) }
-    return withoutGradients { model.logits(batch, context) }
-  }
-
   /// A folder with a random adapter, and its output on a fresh model.
   private static func adapter(
     _ config: LoRAConfig, seed: UInt64, in folder: String
@@ -30,7 +22,7 @@ struct EditingTests {
     config.initialization = .random
     try peft.add("default", config, seed: seed)
     try peft.save(folder)
-    return try output(peft)
+    return try peft.logits()
   }
 
   static let targets = TargetSelection(.list(["q_proj", "down_proj"]))
@@ -46,15 +38,15 @@ struct EditingTests {
       LoRAConfig(rank: rank, alpha: alpha, targets: Self.targets), seed: 2, in: folder("new"))
     let peft = try FileGoldenTests.load()
     try peft.load(folder("old"), as: "a")
-    #expect(relativeError(try Self.output(peft), old) < 1e-6)
+    #expect(relativeError(try peft.logits(), old) < 1e-6)
     try peft.setTrainable(["a"], false)
     let report = try peft.hotSwap("a", from: folder("new"))
     #expect(report.missing.isEmpty && report.matched.count == 8)
-    #expect(relativeError(try Self.output(peft), new) < 1e-6)
+    #expect(relativeError(try peft.logits(), new) < 1e-6)
     #expect(peft.activeAdapters == ["a"] && peft.trainableTensors.isEmpty)
     #expect((try peft.config("a") as? LoRAConfig)?.rank == rank)
     try peft.hotSwap("a", from: folder("old"))
-    #expect(relativeError(try Self.output(peft), old) < 1e-6)
+    #expect(relativeError(try peft.logits(), old) < 1e-6)
   }
 
   /// Layers that the new adapter lacks change nothing, until another one has them again.
@@ -69,9 +61,9 @@ struct EditingTests {
     try peft.load(folder("all"), as: "a")
     let report = try peft.hotSwap("a", from: folder("few"))
     #expect(report.missing.count == 4 && report.matched.count == 4)
-    #expect(relativeError(try Self.output(peft), few) < 1e-6)
+    #expect(relativeError(try peft.logits(), few) < 1e-6)
     try peft.hotSwap("a", from: folder("all"))
-    #expect(relativeError(try Self.output(peft), all) < 1e-6)
+    #expect(relativeError(try peft.logits(), all) < 1e-6)
   }
 
   /// Also where the change is measured from initial values, which peft takes out of the base.
@@ -89,14 +81,14 @@ struct EditingTests {
         }
       }
       try peft.save(folder(name), form: .trained)
-      return try Self.output(peft)
+      return try peft.logits()
     }
     _ = try adapter(["q_proj", "down_proj"], "all")
     let few = try adapter(["q_proj"], "few")
     let peft = try FileGoldenTests.load()
     try peft.load(folder("all"), as: "a")
     #expect(try peft.hotSwap("a", from: folder("few")).missing.count == 4)
-    #expect(relativeError(try Self.output(peft), few) < 1e-5)
+    #expect(relativeError(try peft.logits(), few) < 1e-5)
   }
 
   /// A layer with A and no B would be another adapter than the file's.
@@ -130,7 +122,7 @@ struct EditingTests {
         try peft.hotSwap("a", from: folder(name))
       }
       #expect(error?.message == text && error?.code == code, "\(error!)")
-      #expect(relativeError(try Self.output(peft), output) < 1e-6)
+      #expect(relativeError(try peft.logits(), output) < 1e-6)
     }
     func make(_ name: String, _ change: (inout LoRAConfig) -> Void) throws {
       var config = plain
@@ -205,10 +197,10 @@ struct EditingTests {
     config.initialization = .random
     try peft.add("e", config, seed: 9)
     for rows in [["a", "c"], ["d", "e"], ["__base__", "a"], ["e", "e"], ["c", "__base__"]] {
-      let mixed = try Self.output(peft, rows: rows)
+      let mixed = try peft.logits(rows: rows)
       for (row, name) in rows.enumerated() {
         try peft.setActive(name == "__base__" ? [] : [name])
-        let own = try Self.output(peft).rowRange(row * 5..<row * 5 + 5)
+        let own = try peft.logits().rowRange(row * 5..<row * 5 + 5)
         let error = relativeError(mixed.rowRange(row * 5..<row * 5 + 5), own)
         #expect(error < 1e-5, "\(rows), \(name): \(error)")
       }
@@ -270,7 +262,7 @@ struct EditingTests {
     var config = LoRAConfig(rank: 2, targets: Self.targets)
     config.initialization = .random
     try source.add("mlp", config, seed: 4)
-    let expected = try Self.output(source)
+    let expected = try source.logits()
     let state = try source.state(of: "mlp")
     let keys = state.names
     #expect(
@@ -285,7 +277,7 @@ struct EditingTests {
       let report = try adapters.setState(try source.state(of: "mlp", form: form))
       #expect(report.matched.count == 8 && report.missing.isEmpty && report.unexpected.isEmpty)
     }
-    #expect(relativeError(try Self.output(adapters.model), expected) < 1e-6)
+    #expect(relativeError(try adapters.model.logits(), expected) < 1e-6)
     #expect(
       try adapters.state().names == keys.map { String($0.dropFirst("base_model.model.".count)) })
     // Another view of the same tree finds the same adapters, and adds to them.

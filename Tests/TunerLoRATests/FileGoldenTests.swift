@@ -1,3 +1,4 @@
+import LayerTestSupport
 import Models
 import NN
 import PEFTCore
@@ -26,24 +27,17 @@ struct FileGoldenTests {
     } ?? []
   }()
 
-  static func load(_ folder: String = TestData.golden("files/model")) throws -> PeftModel {
-    let loaded = try ModelLoader.load(folder)
+  static func load(_ folder: String = SmallModel.folder) throws -> PeftModel {
     var registry = TunerRegistry()
     registry.register(LoRATuner.self)
-    return PeftModel(
-      loaded.model,
-      info: BaseModelInfo(modelType: "llama", nameOrPath: folder, outputHeads: loaded.outputHeads),
-      registry: registry)
+    return try SmallModel.load(registry, from: folder)
   }
 
   private func logits(_ peft: PeftModel, rows: [String]? = nil) throws -> Tensor {
-    let model = try #require(peft.base as? any CausalLanguageModel)
     let (shape, ids) = try expected.integers("input_ids")
     let batch = TokenBatch(
       (0..<shape[0]).map { Array(ids[$0 * shape[1]..<($0 + 1) * shape[1]]) })
-    var context = ForwardContext(batch.layout)
-    context.sequenceAdapters = try rows.map { try peft.sequenceAdapters($0) }
-    return withoutGradients { model.logits(batch, context) }
+    return try peft.logits(of: batch, rows: rows)
   }
 
   private let expected: SafetensorsFile
@@ -65,7 +59,7 @@ struct FileGoldenTests {
   @Test(arguments: cases)
   func loadsAndComputesWhatPeftDoes(_ example: Case) throws {
     let peft = try Self.load(
-      example.isBase ? example.folder : TestData.golden("files/model"))
+      example.isBase ? example.folder : SmallModel.folder)
     if !example.isBase {
       let report = try peft.load(example.folder)
       #expect(report.missing.isEmpty && report.unexpected.isEmpty && !report.matched.isEmpty)
