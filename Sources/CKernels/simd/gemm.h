@@ -201,6 +201,14 @@ static void gemm_flat(const pk_gemm_task *t, float *packed) {
 }
 
 #if PK_LEVEL == 2
+// Packs a column's elements, `perColumn` apart and `perStep` for one l, for micro_pair: of eight columns for two l at a
+// time, zero past n and past kc.
+ALWAYS void pack_pairs(const float *b, size_t perColumn, size_t perStep, size_t n, size_t kc, float *y) {
+  if (n < 8) memset(y, 0, (kc + 1) / 2 * 16 * sizeof(float));
+  for (size_t l = 0; l < kc; l++)
+    for (size_t j = 0; j < n; j++) y[(l & ~(size_t)1) * 8 + 2 * j + (l & 1)] = b[j * perColumn + l * perStep];
+}
+
 // At most eight columns, A by rows: see micro_pair.
 static void gemm_pairs(const pk_gemm_task *t, float *packed) {
   size_t n = t->n;
@@ -208,9 +216,10 @@ static void gemm_pairs(const pk_gemm_task *t, float *packed) {
   size_t kBlocks = (t->k + GEMM_KC - 1) / GEMM_KC;
   for (size_t kb = 0; kb < kBlocks; kb++) {
     size_t l0 = block_start(t->k, kBlocks, kb), kc = block_start(t->k, kBlocks, kb + 1) - l0, even = kc & ~(size_t)1;
-    if (n < 8) memset(packed, 0, (kc + 1) * 8 * sizeof(float));
-    for (size_t l = 0; l < kc; l++)
-      for (size_t j = 0; j < n; j++) packed[(l & ~(size_t)1) * 8 + 2 * j + (l & 1)] = t->tb ? b[j * t->ldb + l0 + l] : b[(l0 + l) * t->ldb + j];
+    if (t->tb)
+      pack_pairs(b + l0, t->ldb, 1, n, kc, packed);
+    else
+      pack_pairs(b + l0 * t->ldb, 1, t->ldb, n, kc, packed);
     size_t blocks = (t->m + 7) / 8;
     micro_target target = {.ldc = t->ldc, .tail = n, .alpha = t->alpha, .beta = kb == 0 ? t->beta : 1.0f};
     for (size_t block = 0; block < blocks; block++) {

@@ -13,6 +13,13 @@ ALWAYS size_t stream_rows(size_t m) { return (m + VL - 1) / VL * VL; }
 
 ALWAYS size_t stream_row_blocks(size_t m) { return (m + MR_TWO_COLUMNS - 1) / MR_TWO_COLUMNS; }
 
+// Whether the last panel of A^T has at most eight columns and is packed in pairs, which leave no lane idle: such rows
+// come along with others where a norm needs A W^T.
+ALWAYS bool stream_pairs(const pk_gemm_task *t) {
+  size_t last = t->m % (2 * VL);
+  return PK_LEVEL == 2 && last > 0 && last <= 8 && t->k % (2 * pk_gemm_stream_blocks(t->k)) == 0;
+}
+
 // A in the place of B, transposed.
 ALWAYS pk_gemm_task stream_swapped(const pk_gemm_task *t) {
   pk_gemm_task s = *t;
@@ -34,6 +41,12 @@ static void K(gemm_stream_pack)(const pk_gemm_task *t, size_t block, float *pack
   for (size_t i = 0; i < t->m; i += 2 * VL) {
     size_t left = t->m - i;
     int nv = left > VL ? 2 : 1;
+#if PK_LEVEL == 2
+    if (left < 2 * VL && stream_pairs(t)) {
+      pack_pairs(t->a + i * t->lda + l0, t->lda, 1, left, kc, y);
+      return;
+    }
+#endif
     K(pack_f32)(&s, l0, kc, i, left < 2 * VL ? left : 2 * VL, nv, y);
     y += kc * (size_t)nv * VL;
   }
@@ -42,10 +55,22 @@ static void K(gemm_stream_pack)(const pk_gemm_task *t, size_t block, float *pack
 // Rows of B at a distance that maps them to the same sets of the first-level cache are copied.
 ALWAYS bool stream_copies(const pk_gemm_task *t) { return t->ldb % 512 == 0; }
 
+#if PK_LEVEL == 2
+// A block of rows of B by a panel in pairs, in halves, as micro_pair takes fewer rows.
+ALWAYS void stream_pair_block(size_t mr, size_t kc, const float *b, size_t ldb, const float *a, const micro_target *t) {
+  micro_target half = *t;
+  size_t first = (mr + 1) / 2;
+  K(micro_pairs)[first - 1](kc, b, ldb, a, 0, &half);
+  if (first == mr) return;
+  half.c += first * half.ldc;
+  K(micro_pairs)[mr - first - 1](kc, b + first * ldb, ldb, a, 0, &half);
+}
+#endif
+
 static void stream_transposed(const pk_gemm_task *t, const float *packed, float *scratch) {
   size_t m = stream_rows(t->m), n = t->n, k = t->k, blocks = pk_gemm_stream_blocks(k), panels = (m + 2 * VL - 1) / (2 * VL);
   float *sums = scratch, *copy = scratch + STREAM_GROUP * m;
-  bool copies = stream_copies(t);
+  bool copies = stream_copies(t), pairs = stream_pairs(t);
   for (size_t j = 0; j < n; j += STREAM_GROUP) {
     size_t rows = n - j < STREAM_GROUP ? n - j : STREAM_GROUP;
     for (size_t block = 0; block < blocks; block++) {
@@ -53,7 +78,7 @@ static void stream_transposed(const pk_gemm_task *t, const float *packed, float 
       for (size_t i = 0; i < rows; i += MR_TWO_COLUMNS) {
         size_t mr = rows - i < MR_TWO_COLUMNS ? rows - i : MR_TWO_COLUMNS, ldb = t->ldb;
         const float *b = (const float *)t->b + (j + i) * ldb + l0, *a = packed + m * l0;
-        // The block after this one, a few of its rows in each panel.
+        // The block after this one, a few of its rows in each panel that asks for them.
         const float *next = NULL;
         if (i + mr < rows)
           next = b + mr * ldb;
@@ -61,7 +86,7 @@ static void stream_transposed(const pk_gemm_task *t, const float *packed, float 
           next = (const float *)t->b + j * ldb + l0 + kc;
         else if (j + rows < n)
           next = (const float *)t->b + (j + rows) * ldb;
-        size_t share = (MR_TWO_COLUMNS + panels - 1) / panels;
+        size_t asking = panels - pairs, share = (MR_TWO_COLUMNS + asking - 1) / asking;
         if (copies) {
           for (size_t r = 0; r < mr; r++)
             for (size_t l = 0; l < kc; l += VL) {
@@ -80,6 +105,13 @@ static void stream_transposed(const pk_gemm_task *t, const float *packed, float 
             target.aheadCount = MR_TWO_COLUMNS - p * share < share ? MR_TWO_COLUMNS - p * share : share;
             target.aheadStep = 16 * sizeof(float);
           }
+#if PK_LEVEL == 2
+          if (pairs && p + 1 == panels) {
+            target.tail = t->m - p * 2 * VL;
+            stream_pair_block(mr, kc, b, ldb, a, &target);
+            break;
+          }
+#endif
           (nv == 1 ? K(micro_one) : K(micro_two))[mr - 1][2](kc, b, ldb, a, (size_t)nv * VL, &target);
           a += kc * (size_t)nv * VL;
         }
