@@ -116,6 +116,21 @@ struct GenerationTests {
     }
   }
 
+  /// No token is chosen from what cannot be compared, greedily or by a draw.
+  @Test func brokenWeightsAreAnError() throws {
+    let model = try Self.tinyModel()
+    let norm = try #require(model.namedParameters().first { $0.name == "model.norm.weight" })
+    let weight = try #require(norm.info.parameter)
+    weight.assign(Tensor(repeating: .nan, shape: weight.shape))
+    for sampling in [nil, try Sampling(topK: 3)] {
+      let generation = try model.generation([[5, 6]], GenerationSettings(sampling: sampling))
+      #expect(generation.next() == nil && generation.failure?.code == .numericalFailure)
+      #expect(throws: PEFTError.self) {
+        try model.generate([[5, 6]], GenerationSettings(sampling: sampling))
+      }
+    }
+  }
+
   @Test func readsStopTokens() throws {
     let folder = TestData.golden("llama/model")
     #expect(try GenerationSettings.stopTokens(folder: folder) == [2])

@@ -34,6 +34,8 @@ public final class Generation: Sequence, IteratorProtocol {
   private var running: [Int]
   private var adapters: SequenceAdapters?
   private var step = 0
+  /// What ended it before its time: logits that are not numbers, of which no token can be chosen.
+  public private(set) var failure: PEFTError?
   /// Largest total length of a sequence.
   private let longest: [Int]
 
@@ -68,10 +70,18 @@ public final class Generation: Sequence, IteratorProtocol {
     cache = model.makeCache(sequences: prompts.count, capacity: longest.max() ?? 0)
   }
 
-  /// The next token of every prompt that is not finished; `nil` when all are.
+  /// The next token of every prompt that is not finished; `nil` when all are, and after a
+  /// ``failure``.
   public func next() -> [GeneratedToken]? {
     guard !running.isEmpty else { return nil }
     let logits = withoutGradients { self.logits() }
+    if !Self.areNumbers(logits) {
+      failure = PEFTError(
+        .numericalFailure, "the logits of new token \(step + 1) are not all numbers",
+        remedy: "Look for weights that are not finite in the model and its adapters.")
+      running = []
+      return nil
+    }
     var tokens: [GeneratedToken] = []
     for (row, token) in choose(logits).enumerated() {
       let sequence = running[row]
@@ -97,6 +107,14 @@ public final class Generation: Sequence, IteratorProtocol {
     let hidden = model.lastHiddenState(batch, context).selectRows(layout.lastRows)
     context.sequences = SequenceLayout(lengths: running.map { _ in 1 })
     return model.logits(fromHidden: hidden, context)
+  }
+
+  /// Whether they can be compared and added up; −∞ only rules a token out.
+  private static func areNumbers(_ logits: Tensor) -> Bool {
+    logits.slice.withSpan { logits in
+      for place in 0..<logits.count where !(logits[place] < .infinity) { return false }
+      return true
+    }
   }
 
   private func choose(_ logits: Tensor) -> [Int32] {
@@ -144,15 +162,17 @@ extension CausalLanguageModel {
 
   /// The continuations of prompts, complete: new tokens only.
   ///
-  /// - Throws: What ``generation(_:_:adapters:)`` throws.
+  /// - Throws: What ``generation(_:_:adapters:)`` throws, and its ``Generation/failure``.
   public func generate(
     _ prompts: [[Int32]], _ settings: GenerationSettings = GenerationSettings(),
     adapters: SequenceAdapters? = nil
   ) throws(PEFTError) -> [[Int32]] {
     var result = prompts.map { _ in [Int32]() }
-    for step in try generation(prompts, settings, adapters: adapters) {
+    let generation = try generation(prompts, settings, adapters: adapters)
+    for step in generation {
       for token in step { result[token.sequence].append(token.token) }
     }
+    if let failure = generation.failure { throw failure }
     return result
   }
 }

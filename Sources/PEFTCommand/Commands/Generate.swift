@@ -91,6 +91,7 @@ struct Generate: ParsableCommand {
         try Terminal.write("[\(title)]\n\(texts[place])\(end)")
       }
     }
+    if let failure = generation.failure { throw failure.located(at: model) }
     let seed = settings.sampling.map { "; seed \($0.seed)" } ?? ""
     Terminal.writeError(clock.summary + seed + "\n")
   }
