@@ -162,18 +162,19 @@ struct TaskDataTests {
     #expect(data.examples.map(\.tokenIDs.count) == [11, 11] && data.truncatedCount == 1)
     #expect(Array(data.examples[1].tokenIDs[4...]).first == id("york"))
     #expect(data.examples.map(\.labels) == [[0, 0], [8, 8]])
-    // The first window has lost the answer.
+    // Both windows know the answer, which only the second one holds.
     #expect(
       data.examples.map(\.search) == [
-        AnswerSearch(rows: 4..<10, allowsNone: false, isScored: false),
-        AnswerSearch(rows: 4..<10, allowsNone: false, isScored: true),
+        AnswerSearch(question: 0, rows: 4..<10, start: 0, answers: [8..<9]),
+        AnswerSearch(question: 0, rows: 4..<10, start: 4, answers: [8..<9]),
       ])
     let more = line + "\n{\"question\": \"who ?\", \"context\": \"Anna lives.\"}"
     let both = try dataset(.questionAnswering, more) {
       $0.maxLength = 11
       $0.stride = 2
     }
-    #expect(both.examples.map { $0.search?.isScored } == [false, true, true])
+    #expect(both.examples.map { $0.search?.question } == [0, 0, 1])
+    #expect(both.examples[2].search?.answers == [])
     #expect(both.examples.allSatisfy { $0.search?.allowsNone == true })
     #expect(both.examples[2].search?.rows == 4..<7 && both.examples[2].labels == [0, 0])
     let text = failure { _ = try dataset(.questionAnswering, line) { $0.maxLength = 5 } }
@@ -187,46 +188,81 @@ struct TaskDataTests {
     let starts: [Float] = [2, 9, 3, 0, 0] + [0, 9, 0, 0, 1]
     let ends: [Float] = [2, 9, 0, 2, 0] + [0, 9, 0, 0, 1]
     let logits = zip(starts, ends).flatMap { [$0, $1] }
-    func sums(_ labels: [[Int32]], _ searches: [AnswerSearch?]) -> [Double] {
+    func metrics(_ labels: [[Int32]], _ searches: [AnswerSearch?]) -> [Double] {
       var sums = EvaluationSums()
       let examples = zip(labels, searches).map {
         Example(tokenIDs: [1, 2, 3, 4, 5], labels: $0, search: $1)
       }
       QuestionAnsweringObjective.score(logits, Batch(examples), into: &sums)
-      return ["scored", "exact", "f1"].map { sums[$0] }
+      return sums.answers.metrics.map(\.value)
     }
-    func search(none: Bool = false, scored: Bool = true) -> AnswerSearch {
-      AnswerSearch(rows: 2..<5, allowsNone: none, isScored: scored)
+    func search(
+      _ question: Int, _ answers: [Range<Int>]?, rows: Range<Int> = 2..<5, start: Int = 0,
+      none: Bool = false
+    ) -> AnswerSearch {
+      AnswerSearch(
+        question: question, rows: rows, start: start, answers: answers, allowsNone: none)
     }
-    #expect(sums([[2, 3], [4, 4]], [search(), search()]) == [2, 2, 2])
+    // Questions with one window each; what training takes does not matter.
+    let taught: [[Int32]] = [[0, 0], [0, 0]]
+    #expect(metrics(taught, [search(0, [0..<2]), search(1, [2..<3])]) == [1, 1])
     // Half of two tokens and one: 2 · 1 / (2 + 1).
-    #expect(sums([[3, 3], [2, 2]], [search(), search()]) == [2, 0, 2.0 / 3])
+    #expect(metrics(taught, [search(0, [1..<2]), search(1, [0..<1])]) == [0, 1.0 / 3])
+    // The best of several right answers counts.
+    let several = [search(0, [2..<3, 1..<2]), search(1, [0..<1, 2..<3])]
+    let part: Double = 2.0 / 3
+    #expect(metrics(taught, several) == [0.5, (part + 1) / 2])
     // Token data says nothing of a context.
-    #expect(sums([[1, 1], [4, 4]], [nil, nil]) == [2, 1, 1])
+    #expect(metrics([[1, 1], [4, 4]], [nil, nil]) == [0.5, 0.5])
     // 2 + 2 is less than 3 + 2 and 0 + 0 less than 1 + 1: an answer wins, unless the context is
     // only the third row, where 3 + 0 loses.
-    #expect(sums([[0, 0], [0, 0]], [search(none: true), search(none: true)]) == [2, 0, 0])
-    let narrow = AnswerSearch(rows: 2..<3, allowsNone: true, isScored: true)
-    #expect(sums([[0, 0], [4, 4]], [narrow, search(none: true)]) == [2, 2, 2])
-    // What has lost its answer is not counted.
-    #expect(sums([[0, 0], [4, 4]], [search(scored: false), search()]) == [1, 1, 1])
+    #expect(metrics(taught, [search(0, [], none: true), search(1, [], none: true)]) == [0, 0])
+    let narrow = search(0, [], rows: 2..<3, none: true)
+    #expect(metrics(taught, [narrow, search(1, [2..<3], none: true)]) == [1, 1])
+    // A question that nothing can answer is left out.
+    #expect(metrics(taught, [search(0, nil), search(1, [2..<3])]) == [1, 1])
+
+    // Windows of one question: the first has the best span, 2...3, whose context begins at the
+    // seventh token. The second one has the lowest score of "no answer", which does not win.
+    let second = search(5, [7..<9], rows: 2..<5, start: 9, none: true)
+    #expect(metrics(taught, [search(5, [7..<9], start: 7, none: true), second]) == [1, 1])
+    #expect(metrics(taught, [search(5, [11..<12], start: 7, none: true), second]) == [0, 0])
+    // Alone, the first would not answer: 3 + 0 is less than 2 + 2.
+    let small = search(5, [7..<8], rows: 2..<3, start: 7, none: true)
+    #expect(metrics(taught, [small, search(5, [], rows: 2..<2, start: 9)]) == [1, 1])
   }
 
-  /// Means are over what is scored; the loss is over all.
-  @Test func metricsOfAnswersAreOverWhatIsScored() throws {
+  /// Means are over questions; the loss is over windows.
+  @Test func metricsOfAnswersAreOverQuestions() throws {
     let run = try GoldenRun("bert", adapter: "tasks/bert-question/adapter")
-    func evaluate(scored: [Bool]) throws -> EvaluationResult {
-      let examples = scored.map {
+    func evaluate(_ answers: [[Range<Int>]?]) throws -> EvaluationResult {
+      let examples = answers.enumerated().map { number, answers in
         Example(
           tokenIDs: [1, 2, 3, 4], labels: [2, 2],
-          search: AnswerSearch(rows: 2..<3, allowsNone: false, isScored: $0))
+          search: AnswerSearch(question: number, rows: 2..<3, start: 0, answers: answers))
       }
-      return try Evaluator(run.objective).evaluate(Dataset(examples), batchSize: 4)
+      // One window a batch.
+      return try Evaluator(run.objective).evaluate(Dataset(examples), batchSize: 1)
     }
-    let (all, some) = (try evaluate(scored: [true, true]), try evaluate(scored: [false, true]))
+    let (all, some) = (try evaluate([[0..<1], [0..<1]]), try evaluate([nil, [0..<1]]))
     #expect(all.value(of: "exact_match") == 1 && some.value(of: "exact_match") == 1)
     #expect(some.value(of: "f1") == 1 && some.loss == all.loss && some.examples == 2)
-    #expect(try evaluate(scored: [false]).value(of: "f1") == 0)
+    #expect(try evaluate([nil]).value(of: "f1") == 0)
+    #expect(try evaluate([[0..<1], [3..<4]]).value(of: "exact_match") == 0.5)
+  }
+
+  @Test func allAnswersOfARecordAreRight() throws {
+    let line = """
+      {"question": "where ?", "context": "\(context)",
+       "answers": {"text": ["Anna", "New Yorker", "Anna"], "answer_start": [26, 14, 26]}}
+      """.replacing("\n", with: "")
+    let example = try dataset(.questionAnswering, line).examples[0]
+    // Training takes the first.
+    #expect(example.labels == [11, 11] && example.search?.answers == [7..<8, 3..<6])
+    let text = failure {
+      _ = try dataset(.questionAnswering, line.replacing("[26, 14,", with: "[26, 15,"))
+    }
+    #expect(text.contains("does not have 'New Yorker' at character 15"), "\(text)")
   }
 
   @Test func answersThatAreNotThereAreErrors() {

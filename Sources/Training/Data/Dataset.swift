@@ -17,7 +17,8 @@ public struct Example: Sendable, Equatable {
   public var labels: [Int32]
   /// Numbers for the sequence: the targets of a regression, or 0 and 1 for each of several labels.
   public var targets: [Float]
-  /// Where an evaluation looks for the answer to a question; `nil` is everywhere.
+  /// Where an evaluation looks for the answer to a question; `nil` is everywhere, and the labels are
+  /// the answer.
   public var search: AnswerSearch?
 
   /// Creates an example.
@@ -31,23 +32,6 @@ public struct Example: Sendable, Equatable {
     self.labels = labels
     self.targets = targets
     self.search = search
-  }
-}
-
-/// Where an evaluation looks for the answer to a question, and whether it counts there.
-public struct AnswerSearch: Sendable, Equatable {
-  /// The tokens of the example that are the context's.
-  public var rows: Range<Int>
-  /// Whether the first token, "no answer", competes with them.
-  public var allowsNone: Bool
-  /// Whether the example counts for the metrics; for the loss it always does.
-  public var isScored: Bool
-
-  /// Creates a search.
-  public init(rows: Range<Int>, allowsNone: Bool, isScored: Bool) {
-    self.rows = rows
-    self.allowsNone = allowsNone
-    self.isScored = isScored
   }
 }
 

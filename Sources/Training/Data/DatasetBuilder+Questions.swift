@@ -8,33 +8,36 @@ extension DatasetBuilder {
   /// The examples of questions, each with a context that holds the answer.
   ///
   /// A context that is too long is cut into windows that share `doc_stride` tokens. In a window
-  /// without the answer, as for a question without one, the answer is the first token. Evaluations
-  /// look for it where predictions do, and do not count windows that have lost their answer.
+  /// without the answer, as for a question without one, the answer is the first token. Training
+  /// takes the first of several answers; evaluations look for any of them where predictions do.
   func questions(_ source: DataSource) throws(PEFTError) -> Dataset {
     var encoder = QuestionEncoder(
       try requireTokenizer(), maxLength: maxLength, stride: configuration.stride)
     var examples: [Example] = []
     var cut = 0
     var hasUnanswered = false
-    for record in source.records {
+    for (number, record) in source.records.enumerated() {
       let question = try record.text("question", setBy: "data_format")
       let context = try record.text("context", setBy: "data_format")
-      let answer = try record.answer(in: context)
+      let answers = try record.answers(in: context)
       let windows: [QuestionEncoder.Window]
       do { windows = try encoder.windows(question: question, context: context) } catch {
         throw error.located(at: record.location)
       }
-      let tokens = answer.map { encoder.tokens($0, of: context) }
+      var tokens: [Range<Int>] = []
+      for answer in answers { tokens.append(encoder.tokens(answer, of: context)) }
       if windows.count > 1 { cut += 1 }
-      if answer == nil { hasUnanswered = true }
+      if answers.isEmpty { hasUnanswered = true }
+      let wanted = tokens.filter { !$0.isEmpty }
       for window in windows {
-        let found = tokens.flatMap { window.place(of: $0) }
-        let place = found ?? 0...0
+        let place = tokens.first.flatMap { window.place(of: $0) } ?? 0...0
         let example = Example(
           tokenIDs: window.ids, typeIDs: segments(window.types),
           labels: [Int32(place.lowerBound), Int32(place.upperBound)],
           search: AnswerSearch(
-            rows: window.rows, allowsNone: false, isScored: answer == nil || found != nil))
+            question: number, rows: window.rows, start: window.part.lowerBound,
+            // Answers that no token stands for cannot be given.
+            answers: wanted.isEmpty && !tokens.isEmpty ? nil : wanted))
         try check(example, at: record.location)
         examples.append(example)
       }
@@ -191,28 +194,39 @@ struct QuestionEncoder: ~Copyable {
 }
 
 extension DataRecord {
-  /// Where the answer stands in the context: `answers` as SQuAD has them, or `answer` and
-  /// `answer_start`; `nil` when there is none. Of several, the first counts. Starts count Unicode
-  /// scalars, as Python counts characters.
-  func answer(in context: String) throws(PEFTError) -> Range<String.Index>? {
-    var text = values["answer"]
-    var start = values["answer_start"]
-    if let answers = values["answers"], !answers.isNull {
-      if let list = answers.array {
-        guard let first = list.first else { return nil }
-        (text, start) = (first["text"], first["answer_start"])
-      } else {
-        guard let texts = answers["text"]?.array, let starts = answers["answer_start"]?.array,
-          texts.count == starts.count
-        else {
-          throw PEFTError(
-            .invalidData, "'answers' is no mapping with the lists 'text' and 'answer_start'",
-            at: location)
-        }
-        guard !texts.isEmpty else { return nil }
-        (text, start) = (texts[0], starts[0])
+  /// Where the answers stand in the context, each once: `answers` as SQuAD has them, or `answer` and
+  /// `answer_start`; empty when there are none. Starts count Unicode scalars, as Python counts
+  /// characters.
+  func answers(in context: String) throws(PEFTError) -> [Range<String.Index>] {
+    var found: [Range<String.Index>] = []
+    for (text, start) in try writtenAnswers() {
+      if let place = try place(of: text, at: start, in: context), !found.contains(place) {
+        found.append(place)
       }
     }
+    return found
+  }
+
+  /// The answers as the record has them.
+  private func writtenAnswers() throws(PEFTError) -> [(text: JSONValue?, start: JSONValue?)] {
+    guard let answers = values["answers"], !answers.isNull else {
+      return [(values["answer"], values["answer_start"])]
+    }
+    if let list = answers.array { return list.map { ($0["text"], $0["answer_start"]) } }
+    guard let texts = answers["text"]?.array, let starts = answers["answer_start"]?.array,
+      texts.count == starts.count
+    else {
+      throw PEFTError(
+        .invalidData, "'answers' is no mapping with the lists 'text' and 'answer_start'",
+        at: location)
+    }
+    return zip(texts, starts).map { ($0, $1) }
+  }
+
+  /// The place of an answer; `nil` for one that is empty.
+  private func place(
+    of text: JSONValue?, at start: JSONValue?, in context: String
+  ) throws(PEFTError) -> Range<String.Index>? {
     guard let answer = text?.string, !answer.isEmpty else {
       if let text, !text.isNull, text.string == nil {
         throw PEFTError(

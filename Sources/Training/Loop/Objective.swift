@@ -55,6 +55,8 @@ public struct EvaluationSums: Sendable {
   /// Number of labels.
   public private(set) var count = 0
   private var others: [String: Double] = [:]
+  /// The answers to questions.
+  var answers = AnswerScores()
 
   /// Creates sums of nothing.
   public init() {}
