@@ -290,9 +290,9 @@ public final class AdapterStack: HostAdapters {
     if hasTokens { result = printedTokens(around: result) }
     var rest = layers
     while let first = rest.first {
-      let kind = type(of: first.layer)
-      let same = rest.filter { type(of: $0.layer) == kind }
-      rest.removeAll { type(of: $0.layer) == kind }
+      let kind = first.layer.printingKind
+      let same = rest.filter { $0.layer.printingKind == kind }
+      rest.removeAll { $0.layer.printingKind == kind }
       result = first.layer.printed(around: result, layers: same)
     }
     return result

@@ -74,11 +74,14 @@ public protocol TunerLayer: AnyObject {
   /// What is odd about the layer on its host, in peft's words; `nil`, the default, if nothing is.
   var remark: String? { get }
 
-  /// How peft prints the host with the layers of this tuner in it.
+  /// What layers have in common that print as one; the layer's type by default.
+  var printingKind: ObjectIdentifier { get }
+
+  /// How peft prints the host with the layers of this kind in it.
   ///
   /// - Parameters:
   ///   - base: The host.
-  ///   - layers: All layers of this tuner type on the host, by adapter name.
+  ///   - layers: All layers of this ``printingKind`` on the host, by adapter name.
   func printed(
     around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
   ) -> PrintedModule
@@ -87,6 +90,9 @@ public protocol TunerLayer: AnyObject {
 extension TunerLayer {
   /// Whether ``contribute(_:to:)`` looks at the output of the untouched base layer.
   public var needsBaseOutput: Bool { false }
+
+  /// The type.
+  public var printingKind: ObjectIdentifier { ObjectIdentifier(type(of: self)) }
 
   /// The host's own weight.
   public var standIn: (any WeightMatrix)? { nil }

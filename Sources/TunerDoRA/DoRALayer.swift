@@ -9,7 +9,7 @@ import TunerLoRA
 /// What A does to the input is the host's business, and every place of the output is a row, so one
 /// class serves linear layers, embeddings and convolutions. An embedding's norm is taken over the
 /// vocabulary for each dimension, as in peft.
-package final class DoRALayer: TunerLayer {
+package final class DoRALayer: MagnitudeLayer {
   /// LoRA's layer, which holds A and B.
   package let factors: any LoRAFactors
   /// m and what it is divided by.
@@ -36,8 +36,9 @@ package final class DoRALayer: TunerLayer {
         aMatrix: { factors.aMatrix }, outerMatrix: { factors.bMatrix.spread(overGroups: count) }),
       host: host, detachesNorm: detachesNorm)
     switch host {
-    case is Embedding: kind = "DoraEmbeddingLayer"
-    case is Convolution: kind = "DoraConv\(host.kernelShape.count)dLayer"
+    // peft's own classes, which print the prefix of DoraLinearLayer once more.
+    case is Embedding: kind = "lora.dora.DoraEmbeddingLayer"
+    case is Convolution: kind = "lora.dora.DoraConv\(host.kernelShape.count)dLayer"
     default: kind = "DoraLinearLayer"
     }
     if site.initializesFromWeight {
@@ -81,17 +82,5 @@ package final class DoRALayer: TunerLayer {
     weight.magnitude.assign(norms.reshaped(weight.magnitude.shape))
   }
 
-  /// LoRA's text with the magnitudes in it.
-  package func printed(
-    around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
-  ) -> PrintedModule {
-    let own = PrintedLayers<DoRALayer>(layers)
-    var result = factors.printed(
-      around: base, layers: own.layers.map { ($0.adapter, $0.layer.factors) })
-    for place in result.children.indices
-    where result.children[place].name == LoRAKey.magnitude {
-      result.children[place].module = own.modules { PrintedModule("lora.dora.\($0.kind)") }
-    }
-    return result
-  }
+  package var printedMagnitude: PrintedModule { PrintedModule("lora.dora.\(kind)") }
 }

@@ -15,6 +15,24 @@ package protocol LoRAFactors: LowRankLayer {
 
 extension LoRALayer: LoRAFactors {}
 
+/// A layer that adds a magnitude to LoRA's factors, and prints as one with LoRA's layers.
+package protocol MagnitudeLayer: TunerLayer {
+  /// LoRA's layer.
+  var factors: any LoRAFactors { get }
+  /// How its magnitude prints.
+  var printedMagnitude: PrintedModule { get }
+}
+
+extension MagnitudeLayer {
+  package var printingKind: ObjectIdentifier { factors.printingKind }
+
+  package func printed(
+    around base: PrintedModule, layers: [(adapter: String, layer: any TunerLayer)]
+  ) -> PrintedModule {
+    factors.printed(around: base, layers: layers)
+  }
+}
+
 extension Dropout {
   /// The dropout on the input of an adapter's A.
   package convenience init(_ probability: Double, at site: AdapterSite) {

@@ -7,10 +7,13 @@ package struct PrintedLayers<Layer> {
   /// The layers by adapter.
   package let layers: [(adapter: String, layer: Layer)]
 
-  /// Those that are of the kind.
-  package init(_ layers: [(adapter: String, layer: any TunerLayer)]) {
+  /// Those that are of the kind, or have a part that is.
+  package init(
+    _ layers: [(adapter: String, layer: any TunerLayer)],
+    part: (any TunerLayer) -> Any = { $0 }
+  ) {
     self.layers = layers.compactMap { entry in
-      (entry.layer as? Layer).map { (entry.adapter, $0) }
+      (part(entry.layer) as? Layer).map { (entry.adapter, $0) }
     }
   }
 
@@ -25,9 +28,13 @@ package struct PrintedLayers<Layer> {
 /// How peft prints a layer with LoRA on it.
 package struct LoRAPrinter {
   private let own: PrintedLayers<LoRALayer>
+  private let magnitudes: PrintedLayers<any MagnitudeLayer>
 
   /// Creates a printer for the adapters of one layer.
-  init(_ layers: [(adapter: String, layer: any TunerLayer)]) { own = PrintedLayers(layers) }
+  init(_ layers: [(adapter: String, layer: any TunerLayer)]) {
+    own = PrintedLayers(layers) { ($0 as? any MagnitudeLayer)?.factors ?? $0 }
+    magnitudes = PrintedLayers(layers)
+  }
 
   /// The tree.
   func printed(around base: PrintedModule) -> PrintedModule {
@@ -37,7 +44,8 @@ package struct LoRAPrinter {
       a: isEmbedding ? nil : own.modules { Self.a($0, base) },
       b: isEmbedding ? nil : own.modules(Self.b),
       embeddingA: parameters(isEmbedding ? \.a : nil),
-      embeddingB: parameters(isEmbedding ? \.b : nil))
+      embeddingB: parameters(isEmbedding ? \.b : nil),
+      magnitude: magnitudes.modules(\.printedMagnitude))
   }
 
   /// What all of peft's wrappers have.

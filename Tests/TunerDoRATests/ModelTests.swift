@@ -32,6 +32,69 @@ struct ModelTests {
     }
   }
 
+  /// LoRA and DoRA on one layer are one wrapper, as peft 0.21 prints it.
+  @Test func printsAsOneWithLoRA() throws {
+    let targets = TargetSelection(.list(["q_proj", "embed_tokens"]))
+    let peft = try Self.load()
+    try peft.add("a", LoRAConfig(rank: 4, targets: targets))
+    var config = LoRAConfig(rank: 2, dropout: 0.1, targets: targets)
+    config.usesDoRA = true
+    try peft.add("b", config)
+    let lines = peft.printed.text.split(separator: "\n")
+    func text(of name: String) throws -> String {
+      let first = try #require(lines.firstIndex { $0.contains("(\(name)): lora.") })
+      let indent = lines[first].prefix { $0 == " " }
+      let last = try #require(lines[first...].firstIndex { $0 == indent + ")" })
+      return lines[first...last].map { $0.dropFirst(indent.count) }.joined(separator: "\n")
+    }
+    #expect(
+      try text(of: "q_proj") == """
+        (q_proj): lora.Linear(
+          (base_layer): Linear(in_features=16, out_features=16, bias=False)
+          (lora_dropout): ModuleDict(
+            (a): Identity()
+            (b): Dropout(p=0.1, inplace=False)
+          )
+          (lora_A): ModuleDict(
+            (a): Linear(in_features=16, out_features=4, bias=False)
+            (b): Linear(in_features=16, out_features=2, bias=False)
+          )
+          (lora_B): ModuleDict(
+            (a): Linear(in_features=4, out_features=16, bias=False)
+            (b): Linear(in_features=2, out_features=16, bias=False)
+          )
+          (lora_embedding_A): ParameterDict()
+          (lora_embedding_B): ParameterDict()
+          (lora_magnitude_vector): ModuleDict(
+            (b): lora.dora.DoraLinearLayer()
+          )
+        )
+        """)
+    #expect(
+      try text(of: "embed_tokens") == """
+        (embed_tokens): lora.Embedding(
+          (base_layer): Embedding(40, 16)
+          (lora_dropout): ModuleDict(
+            (a): Identity()
+            (b): Dropout(p=0.1, inplace=False)
+          )
+          (lora_A): ModuleDict()
+          (lora_B): ModuleDict()
+          (lora_embedding_A): ParameterDict(
+              (a): Parameter containing: [torch.FloatTensor of size 4x40]
+              (b): Parameter containing: [torch.FloatTensor of size 2x40]
+          )
+          (lora_embedding_B): ParameterDict(
+              (a): Parameter containing: [torch.FloatTensor of size 16x4]
+              (b): Parameter containing: [torch.FloatTensor of size 16x2]
+          )
+          (lora_magnitude_vector): ModuleDict(
+            (b): lora.dora.lora.dora.DoraEmbeddingLayer()
+          )
+        )
+        """)
+  }
+
   /// Layers that the new adapter lacks change nothing, until another one has them again.
   @Test func layersThatAreMissingBecomeEmpty() throws {
     let folder = try TemporaryFolder()
