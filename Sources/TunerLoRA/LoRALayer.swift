@@ -17,6 +17,8 @@ final class LoRALayer: ScaledLayer {
   let configuredScaling: Double
   /// Dropout on the input of A.
   let dropout: Dropout
+  /// The dropout of the config, which peft prints on layers too that it does not apply it to.
+  let configuredDropout: Dropout
   /// `[rank, inputFeatures, kernel…]`.
   let a: Parameter
   /// `[outputFeatures, rank/groups, 1…]`.
@@ -64,7 +66,8 @@ final class LoRALayer: ScaledLayer {
     b = Parameter(initial.b)
     bias = initial.bias.map { Parameter($0) }
     remark = Self.remark(host, hasBias: bias != nil)
-    dropout = Dropout(Self.hasDropout(site) ? config.dropout : 0, at: site)
+    configuredDropout = Dropout(config.dropout, at: site)
+    dropout = Self.hasDropout(site) ? configuredDropout : Dropout(0, at: site)
   }
 
   private static func remark(_ host: any AdapterHost, hasBias: Bool) -> String? {

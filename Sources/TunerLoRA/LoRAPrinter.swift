@@ -40,7 +40,8 @@ package struct LoRAPrinter {
   func printed(around base: PrintedModule) -> PrintedModule {
     let isEmbedding = own.layers.first?.layer.parameters.first?.suffix == LoRAKey.embeddingA
     return Self.wrapper(
-      Self.wrapperName(base), around: base, dropout: own.modules { Self.dropout($0.dropout) },
+      Self.wrapperName(base), around: base,
+      dropout: own.modules { Self.dropout($0.configuredDropout) },
       a: isEmbedding ? nil : own.modules { Self.a($0, base) },
       b: isEmbedding ? nil : own.modules(Self.b),
       embeddingA: parameters(isEmbedding ? \.a : nil),
