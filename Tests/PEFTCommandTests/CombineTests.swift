@@ -310,6 +310,11 @@ struct CombineTests {
     let outcome = try Tool.run(
       ["combine", "--adapter", copy, "--output", copy, "--overwrite"])
     #expect(outcome.errors.hasPrefix("error: --output: '\(copy)' is one of the inputs"))
+    let base = try folder.copy(golden("llama/model"), as: "base")
+    let onBase = try Tool.run(
+      ["combine", "--adapter", a, "--base", base, "--output", base, "--overwrite"])
+    #expect(onBase.errors.hasPrefix("error: --output: '\(base)' is one of the inputs"))
+    #expect(try FileSystem.list(base) == FileSystem.list(golden("llama/model")))
     let taken = try Tool.run(["combine", "--adapter", a, "--output", copy])
     #expect(taken.errors.hasPrefix("error: --output: '\(copy)' exists and is not empty"))
     #expect(try FileSystem.list(copy) == FileSystem.list(a))

@@ -146,6 +146,20 @@ struct PreparedRunTests {
       #expect(notices.contains { $0.hasPrefix(text) } == isMentioned, "\(change): \(notices)")
     }
     #expect(again.targets.matched.count == 9 && again.targets.saved == ["classifier"])
+    for (change, isMentioned) in [
+      (["eval_steps": 2], true), (["metric_for_best_model": "loss"], true), ([:], false),
+    ] as [([String: JSONValue], Bool)] {
+      let notices = try run.prepare(change).notices
+      let text = "settings of evaluations have no effect without 'validation_file'"
+      #expect(notices.contains(text) == isMentioned, "\(change): \(notices)")
+    }
+  }
+
+  @Test func thereMustBeALabel() throws {
+    let rows = "{\"input_ids\": [1, 2], \"label\": []}\n{\"input_ids\": [3], \"label\": []}\n"
+    let path = try run.folder.write("none.jsonl", rows)
+    let text = message(["train_file": .string(path)])
+    #expect(text.contains("none.jsonl: there is no label"), "\(text)")
   }
 }
 

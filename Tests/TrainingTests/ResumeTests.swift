@@ -118,6 +118,17 @@ struct ResumeTests {
     #expect(!FileSystem.exists(run.folder("out/checkpoint-8")))
   }
 
+  /// What has just been written stays, whatever later checkpoints the first part has left.
+  @Test func theNewestCheckpointIsNotTheLatest() throws {
+    let run = try TinyRun()
+    try run.train(["save_steps": 6])
+    let start: JSONValue = .string(run.folder("out/checkpoint-6"))
+    try run.train(
+      ["save_steps": 2, "save_total_limit": 1, "resume_from_checkpoint": start], stopAfter: 8)
+    #expect(FileSystem.exists(run.folder("out/checkpoint-8")))
+    #expect(!FileSystem.exists(run.folder("out/checkpoint-6")))
+  }
+
   /// The best checkpoint of the first part is found from another output folder, and missed where it
   /// is gone.
   @Test func theBestStaysInTheFolderOfTheFirstPart() throws {

@@ -177,6 +177,16 @@ struct TaskDataTests {
     #expect(both.examples[2].search?.answers == [])
     #expect(both.examples.allSatisfy { $0.search?.allowsNone == true })
     #expect(both.examples[2].search?.rows == 4..<7 && both.examples[2].labels == [0, 0])
+    // Half of the room is shared unless a number is given, and never all of it.
+    let usual = try dataset(.questionAnswering, line) { $0.maxLength = 11 }
+    #expect(usual.examples.map { $0.search?.start } == [0, 3, 6])
+    let whole = failure {
+      _ = try dataset(.questionAnswering, line) {
+        $0.maxLength = 11
+        $0.stride = 6
+      }
+    }
+    #expect(whole.contains("data.jsonl:1: 'doc_stride' is 6, but beside the question"), "\(whole)")
     let text = failure { _ = try dataset(.questionAnswering, line) { $0.maxLength = 5 } }
     #expect(text.contains("which leaves none of 5 for the context"), "\(text)")
   }
@@ -362,8 +372,8 @@ struct TaskDataTests {
   }
 
   @Test func theProblemIsReadOffTheData() throws {
-    func implied(_ line: String) throws -> ProblemType {
-      let path = try folder.write("implied.jsonl", line)
+    func implied(_ line: String, name: String = "implied.jsonl") throws -> ProblemType {
+      let path = try folder.write(name, line)
       return try DataSource(path, DataConfiguration(), task: .sequenceClassification)
         .impliedProblem("label")
     }
@@ -371,5 +381,15 @@ struct TaskDataTests {
     #expect(try implied("{\"text\": \"a\", \"label\": [0.5, 1]}") == .regression)
     #expect(try implied("{\"text\": \"a\", \"label\": 0.5}") == .regression)
     #expect(try implied("{\"text\": \"a\", \"label\": 3}") == .singleLabel)
+    #expect(try implied("{\"text\": \"a\", \"label\": \"0.5\"}") == .singleLabel)
+    // CSV files have no types.
+    for (labels, problem) in [
+      (["1", "0.5"], ProblemType.regression), (["1e-2", "-3"], .regression),
+      (["1", "2"], .singleLabel), (["1.0", "1.0.1"], .singleLabel), (["0.5", ""], .singleLabel),
+      (["nan", "0.5"], .singleLabel),
+    ] {
+      let rows = labels.map { "a,\($0)\n" }.joined()
+      #expect(try implied("text,label\n" + rows, name: "implied.csv") == problem, "\(labels)")
+    }
   }
 }

@@ -70,7 +70,8 @@ struct Combine: ParsableCommand {
   func run() throws {
     if let threads { Parallel.threadCount = threads }
     let named = try adapters.map { try Self.parse($0) }
-    try OutputFolder.check(output, overwriting: overwrite, inputs: named.map(\.folder))
+    try OutputFolder.check(
+      output, overwriting: overwrite, inputs: named.map(\.folder) + [base].compactMap { $0 })
     let combination = try settings()
     // Before any file is read.
     _ = try combination.resolved(

@@ -68,16 +68,15 @@ struct Predict: ParsableCommand {
     options.apply()
     let adapted = try AdaptedModel(
       model, adapter: adapter, task: task, precision: options.precision, registry: .standard)
+    if context != nil, adapted.task != .questionAnswering {
+      throw PEFTError(
+        .invalidConfiguration, "the task \(adapted.task.name) takes no context", at: "--context")
+    }
     let tokenizer = try adapted.tokenizer()
     switch adapted.task {
     case .tokenClassification: try label(adapted, tokenizer)
     case .questionAnswering: try answer(adapted, tokenizer)
-    default:
-      if context != nil {
-        throw PEFTError(
-          .invalidConfiguration, "the task \(adapted.task.name) takes no context", at: "--context")
-      }
-      try classify(adapted, tokenizer)
+    default: try classify(adapted, tokenizer)
     }
   }
 

@@ -14,13 +14,13 @@ struct TaskChoice {
     _ configuration: ModelConfiguration, adapters: [AdapterFolder], name: String?,
     registry: TunerRegistry
   ) throws(PEFTError) {
-    let recorded = adapters.lazy.compactMap { $0.config["task_type"]?.string }.first
-    guard let chosen = name ?? recorded else {
+    let source = adapters.first { $0.config["task_type"]?.string != nil }
+    guard let chosen = name ?? source?.config["task_type"]?.string else {
       head = try ModelLoader.defaultHead(configuration)
       task = Self.task(of: head)
       return
     }
-    let place = name == nil ? adapters.first?.configPath ?? "--task" : "--task"
+    let place = name == nil ? source?.configPath ?? "--task" : "--task"
     let type: TaskType
     do { type = try registry.taskType(chosen) } catch { throw error.located(at: place) }
     guard type == .featureExtraction else {

@@ -1,3 +1,4 @@
+import BLASKernels
 import Models
 import NN
 import PEFTCore
@@ -38,6 +39,8 @@ public struct PreparedRun {
   ///   - registry: The methods.
   /// - Throws: ``PEFTError`` naming the file, key or line that is wrong.
   public init(_ given: RunConfiguration, registry: TunerRegistry) throws(PEFTError) {
+    // Initial values may depend on it.
+    if let threads = given.arguments.threads { Parallel.threadCount = threads }
     var configuration = given
     var notices: [String] = []
     let initial = try configuration.initialAdapter.map { (path) throws(PEFTError) in
@@ -114,6 +117,9 @@ public struct PreparedRun {
           : "Begin with an adapter that has '\(random.module)' in its 'modules_to_save'.")
     }
     if let notice = configuration.arguments.warmupNotice { notices.append(notice) }
+    if validation == nil, let notice = configuration.arguments.evaluationNotice {
+      notices.append(notice)
+    }
     if train.truncatedCount > 0 {
       notices.append(
         "\(grouped(train.truncatedCount)) of \(grouped(train.count)) training examples reach the "
@@ -231,6 +237,10 @@ private struct DataFiles {
       return (nil, try train.records.first?.numbers(column).count ?? 1)
     }
     let labels = try unchecked(settings, initial, columns, ofTokens: labelling == .tokens)
+    if labels.count == 0 {
+      throw PEFTError(
+        .invalidData, "there is no label", at: train.path, remedy: "Check 'label_column'.")
+    }
     if labels.count < 2, problem == .singleLabel {
       throw PEFTError(
         .invalidData,

@@ -42,7 +42,8 @@ public struct DataConfiguration: Sendable, Equatable {
   public var textPairColumn: String?
   /// `label_column`.
   public var labelColumn = "label"
-  /// `max_length`: most tokens of an example, special tokens included.
+  /// `max_length`: most tokens of an example, special tokens included. Files of token ids are used as
+  /// they are.
   public var maxLength: Int?
   /// `labels`; from the data unless given.
   public var labels: Labels?
@@ -50,8 +51,9 @@ public struct DataConfiguration: Sendable, Equatable {
   public var problemType: ProblemType?
   /// `label_all_tokens`: whether all tokens of a word have its label, or only the first.
   public var labelsAllTokens = false
-  /// `doc_stride`: how many tokens of a context that is cut into windows two neighbours share.
-  public var stride = 128
+  /// `doc_stride`: how many tokens of a context that is cut into windows two neighbours share; 128, or
+  /// half of a window's room for the context where that is less, unless given.
+  public var stride: Int?
 
   /// Creates a description of no data.
   public init() {}
@@ -76,7 +78,7 @@ public struct DataConfiguration: Sendable, Equatable {
     maxLength = try reader.int("max_length", atLeast: 2)
     problemType = try reader.choice("problem_type", ProblemType.self)
     labelsAllTokens = try reader.bool("label_all_tokens") ?? labelsAllTokens
-    stride = try reader.int("doc_stride", atLeast: 0) ?? stride
+    stride = try reader.int("doc_stride", atLeast: 0)
     labels = try reader.value("labels").map { (value) throws(PEFTError) in
       try Self.labels(value)
     }
@@ -112,7 +114,8 @@ public struct DataConfiguration: Sendable, Equatable {
       ("text_column", .string(textColumn)), ("text_pair_column", text(textPairColumn)),
       ("label_column", .string(labelColumn)), ("max_length", maxLength.map { .int($0) } ?? .null),
       ("labels", labels), ("problem_type", text(problemType?.rawValue)),
-      ("label_all_tokens", .bool(labelsAllTokens)), ("doc_stride", .int(stride)),
+      ("label_all_tokens", .bool(labelsAllTokens)),
+      ("doc_stride", stride.map { .int($0) } ?? .null),
     ])
   }
 }

@@ -94,7 +94,7 @@ public struct TrainingArguments: Sendable, Equatable {
   public var loggingSteps = 10
   /// `gradient_checkpointing`: recompute blocks in the backward pass to save memory.
   public var recomputesBlocks = false
-  /// `num_threads`; the machine's processors unless given.
+  /// `num_threads`; OMP_NUM_THREADS, else the processors of this process, unless given.
   public var threads: Int?
 
   /// Creates settings with the defaults.
@@ -171,6 +171,14 @@ public struct TrainingArguments: Sendable, Equatable {
     guard schedule == .constant, warmup != .steps(0), warmup != .ratio(0) else { return nil }
     return "the warm-up has no effect with 'lr_scheduler_type: constant'; "
       + "'constant_with_warmup' has one"
+  }
+
+  /// What to say about evaluations where there is nothing to evaluate.
+  var evaluationNotice: String? {
+    guard evaluationSteps != nil || evaluationStrategy == .steps || bestMetric != nil else {
+      return nil
+    }
+    return "settings of evaluations have no effect without 'validation_file'"
   }
 
   private mutating func readSaving(_ reader: inout SettingsReader) throws(PEFTError) {

@@ -133,7 +133,8 @@ public struct DataSource: Sendable {
   }
 
   /// What the labels of sequences are, by those of the first record: a list of names, or numbers
-  /// with a fraction.
+  /// with a fraction. In CSV files, which have no types, all labels must be numbers and one of them
+  /// no integer.
   func impliedProblem(_ column: String) -> ProblemType {
     let value = records.first?.values[format == .tokens ? "label" : column]
     func isFraction(_ value: JSONValue) -> Bool {
@@ -143,7 +144,19 @@ public struct DataSource: Sendable {
     if let elements = value?.array {
       return elements.contains(where: isFraction) ? .regression : .multiLabel
     }
+    if value?.string != nil { return hasWrittenNumbers(column) ? .regression : .singleLabel }
     return value.map(isFraction) == true ? .regression : .singleLabel
+  }
+
+  private func hasWrittenNumbers(_ column: String) -> Bool {
+    guard path.hasSuffix(".csv") || path.hasSuffix(".tsv") else { return false }
+    var hasFraction = false
+    for record in records {
+      guard let text = record.values[column]?.string, let number = Double(text), number.isFinite
+      else { return false }
+      if Int(text) == nil { hasFraction = true }
+    }
+    return hasFraction
   }
 }
 

@@ -75,9 +75,12 @@ struct QuestionEncoder: ~Copyable {
 
   private var encoder: Tokenizer.Encoder
   private let maxLength: Int
-  private let stride: Int
+  private let stride: Int?
 
-  init(_ tokenizer: Tokenizer, maxLength: Int, stride: Int) {
+  /// Tokens that windows share unless a number is given; fewer where windows are short.
+  private static let usualStride = 128
+
+  init(_ tokenizer: Tokenizer, maxLength: Int, stride: Int?) {
     var tokenizer = tokenizer
     tokenizer.truncation = nil
     tokenizer.padding = nil
@@ -88,7 +91,8 @@ struct QuestionEncoder: ~Copyable {
 
   /// The windows of a pair.
   ///
-  /// - Throws: ``PEFTError`` when the question leaves no room for the context.
+  /// - Throws: ``PEFTError`` when the question leaves no room for the context, or windows would share
+  ///   all of it.
   mutating func windows(question: String, context: String) throws(PEFTError) -> [Window] {
     let whole = encoder.encode(question, pair: context)
     let count = encoder.ids(of: context).count
@@ -104,6 +108,13 @@ struct QuestionEncoder: ~Copyable {
         "the question has \(head.count) tokens, which leaves none of \(maxLength) "
           + "for the context", remedy: "Raise 'max_length'.")
     }
+    if let stride, count > room, stride >= room {
+      throw PEFTError(
+        .invalidData,
+        "'doc_stride' is \(stride), but beside the question a window has room for only \(room) "
+          + "tokens of the context", remedy: "Lower 'doc_stride' or raise 'max_length'.")
+    }
+    let shared = stride ?? min(Self.usualStride, room / 2)
     var windows: [Window] = []
     var first = 0
     repeat {
@@ -114,7 +125,7 @@ struct QuestionEncoder: ~Copyable {
           ids: places.flatMap { whole.ids[$0] }, types: places.flatMap { whole.typeIDs[$0] },
           part: part, offset: start))
       if part.upperBound == count { break }
-      first += max(1, room - stride)
+      first += room - shared
     } while true
     return windows
   }

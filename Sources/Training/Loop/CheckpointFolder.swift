@@ -41,10 +41,15 @@ struct CheckpointFolder {
   }
 
   /// Removes the oldest checkpoints of a run beyond a limit, but not the best and the newest.
-  func prune(ofRun id: String, keeping limit: Int, best: Int?) throws(PEFTError) {
+  ///
+  /// The newest is the one that was written last: a run that went on from an earlier checkpoint may
+  /// have left later ones.
+  func prune(
+    ofRun id: String, keeping limit: Int, best: Int?, newest: Int
+  ) throws(PEFTError) {
     let all = try steps(ofRun: id)
     var excess = all.count - limit
-    for step in all.dropLast() where excess > 0 && step != best {
+    for step in all where excess > 0 && step != best && step != newest {
       FileSystem.removeTree(path(step))
       excess -= 1
     }

@@ -131,7 +131,8 @@ extension Trainer {
       try self.writeState(into: folder)
     }
     if let limit = arguments.saveTotalLimit {
-      try checkpoints.prune(ofRun: record.id, keeping: limit, best: state.bestStep)
+      try checkpoints.prune(
+        ofRun: record.id, keeping: limit, best: state.bestStep, newest: state.step)
     }
     try observe(.saved(path: path))
   }

@@ -149,6 +149,18 @@ public struct LoRAPlus: Sendable, Equatable {
     self.embeddingRate = embeddingRate
   }
 
+  /// Refuses adapters in which there is no B to train faster than A.
+  static func check(_ tensors: [AdapterTensor]) throws(PEFTError) {
+    if tensors.contains(where: { $0.key.contains("lora_B") || $0.key.contains("lora_embedding_B") })
+    {
+      return
+    }
+    throw PEFTError(
+      .invalidConfiguration,
+      "'loraplus_lr_ratio' is about the rate of LoRA's B, and the adapter trains none",
+      remedy: "Remove it.")
+  }
+
   /// The groups that `peft.optimizers.create_loraplus_optimizer` makes, without empty ones: A and
   /// other matrices; adapters of embeddings; B and vectors that decay; those that do not.
   ///
@@ -213,6 +225,7 @@ extension TrainingArguments {
     switch optimizer {
     case .adamW:
       if let loraPlus {
+        try LoRAPlus.check(model.trainableTensors)
         return AdamW(loraPlus.groups(model.trainableTensors, of: model, settings: settings))
       }
       if parameterGroups.isEmpty {
