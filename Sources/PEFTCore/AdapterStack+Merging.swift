@@ -11,7 +11,17 @@ extension AdapterStack {
   ) throws -> HostParameters? {
     let present = names.filter { layer($0) != nil || tokens($0) != nil }
     guard !present.isEmpty else { return nil }
-    let below = present.filter { copy($0) == nil }.compactMap { selection.place(of: $0) }
+    if let whole = names.first(where: { copy($0) != nil }),
+      let other = present.first(where: { copy($0) == nil })
+    {
+      throw PEFTError(
+        .unsupported,
+        "the adapter '\(whole)' trains this module in full, and '\(other)' changes it besides",
+        at: path, remedy: "Merge one of the two.")
+    }
+    // A bias that an adapter trains stays, also where it trains nothing else.
+    let below = (names + selection.active).filter { copy($0) == nil }
+      .compactMap { selection.place(of: $0) }
     var result = parameters(below: below, host: host)
     let base = result.matrix
     let rowsOf = present.compactMap { tokens($0) }

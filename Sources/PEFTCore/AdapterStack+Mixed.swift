@@ -73,7 +73,7 @@ extension AdapterStack {
     // What a layer sees is the untouched base, whatever stands in for it or for rows of it.
     let seen =
       layer?.standIn == nil ? sum : needsBase ? known ?? host.base(input, parameters) : nil
-    tokens(at: place)?.replace(in: &sum, input, bias: parameters.bias)
+    tokens(at: place)?.replace(in: &sum, input, bias: parameters.bias, host: host)
     layer?.contribute(
       call(input, needsBase ? seen : nil, host, parameters, context), to: &sum)
     return sum

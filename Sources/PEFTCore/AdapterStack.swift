@@ -206,11 +206,11 @@ public final class AdapterStack: HostAdapters {
     _ active: [Int], _ input: HostInput, host: any AdapterHost, _ context: ForwardContext
   ) -> Tensor {
     let untouched = parameters(below: active, host: host)
-    let layers = active.compactMap { mergedPlaces.contains($0) ? nil : layer(at: $0) }
-    let rows =
-      tokensByPlace.isEmpty
-      ? [] : active.compactMap { mergedPlaces.contains($0) ? nil : tokens(at: $0) }
+    // What is merged is not in a copy that an active adapter trains.
     let isMerged = original != nil && !active.contains { copy(at: $0) != nil }
+    let own = isMerged ? active.filter { !mergedPlaces.contains($0) } : active
+    let layers = own.compactMap { layer(at: $0) }
+    let rows = tokensByPlace.isEmpty ? [] : own.compactMap { tokens(at: $0) }
     if layers.count == 1, rows.isEmpty, !isMerged,
       let output = layers[0].output(call(input, nil, host, untouched, context))
     {
@@ -223,7 +223,7 @@ public final class AdapterStack: HostAdapters {
     let base =
       layers.contains(where: \.needsBaseOutput)
       ? (isMerged || !standIns.isEmpty ? host.base(input, untouched) : sum) : nil
-    for own in rows { own.replace(in: &sum, input, bias: untouched.bias) }
+    for own in rows { own.replace(in: &sum, input, bias: untouched.bias, host: host) }
     for layer in layers {
       layer.contribute(
         call(input, layer.needsBaseOutput ? base : nil, host, untouched, context), to: &sum)

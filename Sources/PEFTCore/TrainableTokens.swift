@@ -94,8 +94,10 @@ final class TokenRows {
       indices.enumerated().map { ($0.element, Int32($0.offset)) }, uniquingKeysWith: { $1 })
   }
 
-  /// Puts the rows into the base's output.
-  func replace(in output: inout Tensor, _ input: HostInput, bias: Parameter?) {
+  /// Puts the rows into the base's output, multiplied as the host multiplies its own.
+  func replace(
+    in output: inout Tensor, _ input: HostInput, bias: Parameter?, host: any AdapterHost
+  ) {
     switch input {
     case .tokenIDs(let ids):
       var (positions, slots): ([Int32], [Int32]) = ([], [])
@@ -114,7 +116,9 @@ final class TokenRows {
         }
         return
       }
-      output.replaceRows(positions, with: gather(rows.tensor, rows: slots))
+      let found = gather(rows.tensor, rows: slots)
+      let scale = (host as? Embedding)?.scale ?? 1
+      output.replaceRows(positions, with: scale == 1 ? found : found.scaled(by: scale))
     case .features(let x):
       var columns = linear(x, rows.tensor)
       if let bias {

@@ -168,7 +168,7 @@ struct ConversionPlan {
       lora.usesRSLoRA = false
       lora.rank = rank ?? source.rank
       lora.alpha = Double(lora.rank)
-    } else if let rank {
+    } else if !isExact, let rank {
       lora.rankPattern = SuffixPatterns()
       lora.rank = rank
     }

@@ -238,7 +238,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
       return rank
     }
     let rank = Int(exactly: value) ?? 0
-    guard rank > 0 else { throw Self.invalidRank(value) }
+    guard Self.ranks.contains(rank) else { throw Self.invalidRank(value) }
     return rank
   }
 
@@ -246,7 +246,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
   ///
   /// - Throws: ``PEFTError`` `invalidConfiguration`, naming the key.
   public func validate() throws(PEFTError) {
-    if rank <= 0 { throw Self.invalidRank(Double(rank)) }
+    if !Self.ranks.contains(rank) { throw Self.invalidRank(Double(rank)) }
     if !(0..<1).contains(dropout) {
       throw PEFTError(
         .invalidConfiguration,
@@ -296,8 +296,17 @@ public struct LoRAConfig: TunerConfig, Equatable {
     }
   }
 
+  /// Up to what no weight reaches; beyond it, sizes of factors would not be numbers any more.
+  private static let ranks = 1...1 << 20
+
   private static func invalidRank(_ value: Double) -> PEFTError {
-    PEFTError(
+    if value > Double(ranks.upperBound) {
+      return PEFTError(
+        .invalidConfiguration,
+        "`r` is \(number(value).text()), which is more than \(ranks.upperBound) and than any weight has"
+      )
+    }
+    return PEFTError(
       .invalidConfiguration,
       "`r` should be a positive integer value but the value passed is \(number(value).text())")
   }

@@ -62,7 +62,9 @@ final class LoRAParameter: TunerLayer {
     case .features(let x):
       sum.addProduct(linear(x, a.tensor), b.tensor, scale: scale)
     case .tokenIDs(let ids):
-      sum.addProduct(gather(b.tensor, rows: ids), a.tensor.transposed(), scale: scale)
+      let rowScale = (call.host as? Embedding)?.scale ?? 1
+      sum.addProduct(
+        gather(b.tensor, rows: ids), a.tensor.transposed(), scale: scale * rowScale)
     case .expert(let x, let index):
       if experts == 1 {
         sum.addProduct(linear(x, a.tensor), b.tensor, scale: scale)

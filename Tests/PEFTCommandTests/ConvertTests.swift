@@ -49,6 +49,13 @@ struct ConvertTests {
       ["convert", "--model", golden("bert/model"), "--adapter", folder.file(from)] + arguments)
   }
 
+  /// LoRA+ has no meaning where no B is trained.
+  @Test func methodsWithoutAFastFactorRefuseLoRAPlus() throws {
+    let outcome = try run("lora-xs", "{r: 2, target_modules: [query]}\nloraplus_lr_ratio: 16")
+    #expect(outcome.status == 1)
+    #expect(outcome.errors.contains("'loraplus_lr_ratio' is about the rate of LoRA's B"))
+  }
+
   @Test func trainsEveryMethod() throws {
     for (method, settings, keys, shown) in [
       (
@@ -168,6 +175,11 @@ struct ConvertTests {
     #expect(outcome.status == 0 && outcome.output.contains("relative difference"))
     outcome = try convert("dora", "--to", "lora", "--output", folder.file("lora"))
     #expect(outcome.status == 1 && outcome.errors.contains("exists and is not empty"))
+    // A rank that is the adapter's changes nothing, whatever ranks single layers have.
+    try Tool.succeed([
+      "convert", "--model", golden("llama/model"), "--adapter", golden("llama/adapter_b"), "--to",
+      "dora", "--rank", "3", "--output", folder.file("ranks"),
+    ])
     outcome = try convert("dora", "--to", "qora", "--output", folder.file("x"))
     #expect(outcome.status != 0)
   }

@@ -170,6 +170,9 @@ struct CombinationErrorTests {
     refuses(
       "'lora_magnitude_vector' of the adapter 'b' has shape [5], 4 elements were expected",
       .shapeMismatch, at: "lin", [Self.values("a"), dora(Tensor(repeating: 1, shape: [5]))])
+    refuses(
+      "'lin' has no lora_magnitude_vector", .missingTensor, at: "b",
+      [Self.values("a"), Self.values("b") { $0.usesDoRA = true }])
     // A row of length 0 takes all of the base's row away.
     refuses(
       "the weights of the DoRA adapters cancel row 2 of the base's weight", .numericalFailure,

@@ -183,6 +183,13 @@ struct ConfigTests {
     #expect(try config.scaling("m.v", rank: 4) == 0.75)
     config.usesRSLoRA = true
     #expect(try config.scaling("m.k", rank: 4) == 3 && config.scaling("m.v", rank: 9) == 1)
+    for rank in [1 << 40, 1 << 21] {
+      let error = #expect(throws: PEFTError.self) { try LoRAConfig(rank: rank).validate() }
+      #expect(
+        error?.message == "`r` is \(rank), which is more than 1048576 and than any weight has")
+    }
+    config.rankPattern = SuffixPatterns([.init("q", 1e30)])
+    #expect(throws: PEFTError.self) { try config.rank("m.q") }
     config.rankPattern = SuffixPatterns([.init("q", 0), .init("k", 1.5)])
     for path in ["q", "k"] {
       let error = #expect(throws: PEFTError.self) { try config.rank(path) }

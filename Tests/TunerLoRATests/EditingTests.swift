@@ -136,6 +136,11 @@ struct EditingTests {
     try fails("dropout", "\(text) lora_dropout, 0.0 != 0.5", .invalidConfiguration)
     try make("alpha") { $0.alphaPattern = SuffixPatterns([.init("q_proj", 9)]) }
     try fails("alpha", "\(text) alpha_pattern, {} != {'q_proj': 9}", .invalidConfiguration)
+    try make("rows") { $0.trainableTokens = .inputEmbedding([7, 8]) }
+    try fails(
+      "rows", "\(text) trainable_token_indices, None != [7, 8]", .invalidConfiguration)
+    try make("biases") { $0.bias = .adaptedOnly }
+    try fails("biases", "\(text) bias, 'none' != 'lora_only'", .invalidConfiguration)
     try make("more") { $0.targets.modules = .list(["q_proj", "down_proj", "v_proj"]) }
     let keys = (0..<2).flatMap { layer in
       ["A", "B"].map {
@@ -342,6 +347,13 @@ struct EditingTests {
     (report, names) = try inject(["lm_head"])
     #expect(names == keys && report.additionalInState == down)
     #expect(report.additionalInConfig == ["lm_head"])
+    // Rows of an embedding that are trained name no layer for LoRA.
+    let rows = InjectedAdapters(
+      in: try FileGoldenTests.load().base, registry: AdapterTree.registry)
+    try rows.inject(
+      LoRAConfig(rank: 2, targets: Self.targets),
+      stateKeys: keys + ["model.embed_tokens.token_adapter.trainable_tokens_delta"])
+    #expect(try rows.state().names == keys)
     (report, names) = try inject(["nothing"])
     #expect(names == keys && report.additionalInConfig.isEmpty)
     let adapters = InjectedAdapters(

@@ -80,6 +80,28 @@ struct RealAdapterTests {
     #expect(saved["base_model.model.classifier.dense.bias"]?.shape == [768])
   }
 
+  /// With `bias: lora_only` the file has the biases of the adapted layers, under their own names.
+  @Test func loralibFilesWithBiases() throws {
+    let folder = try TemporaryFolder()
+    let tree = AdapterTree()
+    tree.add("a.query", AdapterTree.layer(4, 6, bias: true))
+    tree.add("a.norm", AdapterTree.layer(4, 4, bias: true))
+    let peft = PeftModel(
+      tree, info: BaseModelInfo(modelType: ""), registry: AdapterTree.registry)
+    let tensors = [("a.query.lora_A", [2, 4]), ("a.query.lora_B", [6, 2]), ("a.query.bias", [6])]
+      .map { SafetensorsItem($0.0, Tensor(repeating: 0.5, shape: $0.1)) }
+    let path = folder("file.safetensors")
+    try SafetensorsWriter.write(tensors, to: path)
+    var config = LoRAConfig(rank: 2)
+    config.bias = .adaptedOnly
+    try peft.loadLoralib(path, config: config)
+    let bias = try #require(
+      try peft.tensors(of: "default").first { $0.key.hasSuffix(".bias") })
+    #expect(bias.value.scalars == [Float](repeating: 0.5, count: 6))
+    let state = try peft.state(of: "default", form: .loralib)
+    #expect(Set(state.names) == Set(tensors.map(\.name)))
+  }
+
   @Test func loralibFilesThatDoNotFitAreRefused() throws {
     let folder = try TemporaryFolder()
     let path = folder("x.safetensors")

@@ -17,7 +17,8 @@ public enum AdapterKeyForm: Sendable {
         return String(name.dropLast("lora_embedding_A".count)) + factor
       }
     }
-    return name
+    let bias = FileKey.inside("") + ".bias"
+    return name.hasSuffix(bias) ? name.dropLast(bias.count) + ".bias" : name
   }
 }
 

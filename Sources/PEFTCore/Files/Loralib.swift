@@ -34,6 +34,9 @@ extension PeftModel {
     for key in file.names where !factors.contains(key) {
       guard let dot = key.lastIndex(of: ".") else { continue }
       let module = String(key[..<dot])
+      // Biases that the settings ask for are no modules that are trained in full.
+      let isBias = config.bias != .none && key[dot...] == ".bias"
+      if isBias, file[module + ".weight"] == nil { continue }
       if !(saved + config.modulesToSave).contains(where: { TargetMatcher.contains(module, $0) }) {
         config.modulesToSave.append(module)
       }

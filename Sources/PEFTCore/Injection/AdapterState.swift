@@ -46,7 +46,10 @@ extension PeftModel {
     for key in keys {
       let plain = FileKey.modulePath(FileKey.name(of: key) ?? key)
       guard let found = FileKey.split(plain, { places[$0] }) else { continue }
-      if found.rest != "weight", found.rest != "bias" { result.insert(found.value) }
+      // Trained rows of an embedding are none of its layers.
+      if found.rest != "weight", found.rest != "bias", !found.rest.hasPrefix("token_adapter.") {
+        result.insert(found.value)
+      }
     }
     if result.isEmpty {
       throw PEFTError(

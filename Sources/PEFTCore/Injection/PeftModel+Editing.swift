@@ -138,6 +138,8 @@ extension PeftModel {
   /// The settings that an exchange has to find equal, with their defaults.
   private static let comparedSettings: [(key: String, standard: JSONValue)] = [
     ("use_rslora", false), ("lora_dropout", 0.0), ("alpha_pattern", [:]), ("use_dora", false),
+    // What an adapter has beside its layers stays as it is.
+    ("bias", "none"), ("trainable_token_indices", .null), ("layer_replication", .null),
   ]
 
   private static func checkCompatible(

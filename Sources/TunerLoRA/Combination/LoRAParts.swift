@@ -92,6 +92,11 @@ struct LoRAParts {
         .missingTensor, "'\(path)' has no \(tensors[first] == nil ? first : second)", at: name,
         remedy: "The adapter is incomplete.")
     }
+    if settings.usesDoRA, tensors[LoRAKey.magnitude] == nil {
+      throw PEFTError(
+        .missingTensor, "'\(path)' has no \(LoRAKey.magnitude)", at: name,
+        remedy: "The adapter is incomplete.")
+    }
     if let suffix = tensors.filter({ !$0.value.allFinite }).keys.min() {
       throw PEFTError(
         .numericalFailure, "'\(path)' has values that are not finite, in \(suffix)", at: name,
@@ -147,7 +152,7 @@ struct LoRARankSettings {
 
   /// The largest rank, of those that the config names.
   var largestRank: Int {
-    rankPattern.entries.reduce(rank) { max($0, Int($1.value)) }
+    rankPattern.entries.reduce(rank) { max($0, Int(exactly: $1.value) ?? 0) }
   }
 
   func scaling(_ path: String, rank: Int) throws(PEFTError) -> Double {
