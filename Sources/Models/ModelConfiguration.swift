@@ -45,6 +45,8 @@ public struct ModelConfiguration: Sendable {
       return fallback
     }
     guard let number = value.int, number > 0 else { throw wrong(key, "a positive integer", value) }
+    // Products of two sizes are numbers of 64 bits.
+    guard number < 1 << 31 else { throw wrong(key, "an integer below 2^31", value) }
     return number
   }
 
@@ -58,9 +60,19 @@ public struct ModelConfiguration: Sendable {
   }
 
   /// A number.
-  public func double(_ key: String, default fallback: Double) throws(PEFTError) -> Double {
-    guard let value = object[key], !value.isNull else { return fallback }
+  public func double(_ key: String, default fallback: Double? = nil) throws(PEFTError) -> Double {
+    guard let value = object[key], !value.isNull else {
+      guard let fallback else { throw missing(key) }
+      return fallback
+    }
     guard let number = value.double else { throw wrong(key, "a number", value) }
+    return number
+  }
+
+  /// A number above 0.
+  func positive(_ key: String, default fallback: Double? = nil) throws(PEFTError) -> Double {
+    let number = try double(key, default: fallback)
+    guard number > 0, number.isFinite else { throw wrong(key, "a number above 0", .double(number)) }
     return number
   }
 

@@ -86,7 +86,7 @@ static void stream_transposed(const pk_gemm_task *t, const float *packed, float 
           next = (const float *)t->b + j * ldb + l0 + kc;
         else if (j + rows < n)
           next = (const float *)t->b + (j + rows) * ldb;
-        size_t asking = panels - pairs, share = (MR_TWO_COLUMNS + asking - 1) / asking;
+        size_t asking = panels > 1 ? panels - pairs : 1, share = (MR_TWO_COLUMNS + asking - 1) / asking;
         if (copies) {
           for (size_t r = 0; r < mr; r++)
             for (size_t l = 0; l < kc; l += VL) {

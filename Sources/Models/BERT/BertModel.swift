@@ -40,6 +40,9 @@ struct BertShape {
     if kind != "absolute" {
       throw configuration.unsupported("position_embedding_type", "'\(kind)'")
     }
+    if try configuration.bool("is_decoder", default: false) {
+      throw configuration.unsupported("is_decoder", "true")
+    }
     guard hidden % heads == 0 else {
       throw PEFTError(
         .invalidConfiguration,

@@ -44,6 +44,11 @@ struct LlamaShape {
       family == "Qwen2" ? false : try configuration.bool("mlp_bias", default: false)
     attentionDropout = try configuration.probability("attention_dropout", default: 0)
     paddingIndex = try configuration.optionalInt("pad_token_id")
+    guard headDim <= 1 << 16 else {
+      throw PEFTError(
+        .invalidConfiguration, "heads of width \(headDim) are wider than any model's",
+        at: configuration.path)
+    }
     rotary = try RotaryTable(configuration, headDim: headDim)
     let activation = try configuration.string("hidden_act", default: "silu")
     if activation != "silu" { throw configuration.unsupported("hidden_act", "'\(activation)'") }
@@ -68,20 +73,26 @@ extension RotaryTable {
       ? "rope_scaling" : "rope_parameters"
     let parameters = configuration.object[key]?.object ?? JSONObject()
     let scaling = ModelConfiguration(parameters, path: "\(configuration.path), '\(key)'")
-    let base = try scaling.double(
-      "rope_theta", default: configuration.double("rope_theta", default: 10000))
+    let base = try scaling.positive(
+      "rope_theta", default: configuration.positive("rope_theta", default: 10000))
     let type = try scaling.string("rope_type", default: scaling.string("type", default: "default"))
     let standard = RotaryTable(base: base, headDim: headDim)
     switch type {
     case "default": self = standard
     case "linear":
-      let factor = try scaling.double("factor", default: 1)
+      let factor = try scaling.positive("factor")
       self = standard.mapFrequencies { $0 / factor }
     case "llama3":
-      let factor = try scaling.double("factor", default: 8)
-      let low = try scaling.double("low_freq_factor", default: 1)
-      let high = try scaling.double("high_freq_factor", default: 4)
-      let context = try scaling.double("original_max_position_embeddings", default: 8192)
+      let factor = try scaling.positive("factor")
+      let low = try scaling.positive("low_freq_factor")
+      let high = try scaling.positive("high_freq_factor")
+      let context = try scaling.positive("original_max_position_embeddings")
+      guard low < high else {
+        throw PEFTError(
+          .invalidConfiguration,
+          "'low_freq_factor' is \(low), a number below 'high_freq_factor', \(high), was expected",
+          at: scaling.path)
+      }
       self = standard.mapFrequencies { frequency in
         // Long wavelengths are stretched, short ones kept, those between interpolated.
         let wavelength = 2 * Double.pi / frequency

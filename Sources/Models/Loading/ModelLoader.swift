@@ -173,7 +173,7 @@ public enum ModelLoader {
     try family(configuration).build(configuration, head, ModuleBuilder(ShapeSource())).inputLimits
   }
 
-  /// The number of labels that config.json speaks of: `num_labels`, else the size of `id2label`.
+  /// The number of labels that config.json speaks of: the size of `id2label`, else `num_labels`.
   public static func labelCount(_ configuration: ModelConfiguration) throws(PEFTError) -> Int {
     if let labels = configuration.object["id2label"]?.object { return labels.members.count }
     return try configuration.int("num_labels", default: 2)

@@ -127,7 +127,8 @@ private struct StoredTypes {
   /// The type for a tensor; its name may have the base's prefix or lack it in the folder.
   func type(of name: String) -> ElementType {
     let short = name.hasPrefix(prefix) ? String(name.dropFirst(prefix.count)) : name
-    for candidate in [name, short, prefix + name] {
+    let names = [name, short, prefix + name]
+    for candidate in names + names.compactMap(LegacyNames.old) {
       if let entry = weights[candidate], Self.isWritable(entry.type) { return entry.type }
     }
     return common

@@ -107,6 +107,11 @@ public final class CheckpointSource: ParameterSource {
   public var unused: [String] { weights.names.filter { !used.contains($0) } }
 
   private func resolve(_ name: String) -> String? {
+    find(name) ?? LegacyNames.old(name).flatMap(find)
+  }
+
+  /// The name as it is, or with another prefix.
+  private func find(_ name: String) -> String? {
     if weights[name] != nil { return name }
     let prefix = basePrefix + "."
     let others = storedPrefixes.map { $0 + "." }
@@ -154,6 +159,20 @@ public final class CheckpointSource: ParameterSource {
     throw PEFTError(
       .missingTensor, "the tensor '\(name)' is missing", at: weights.folder,
       remedy: "The weights and config.json belong to different models, or a shard is missing.")
+  }
+}
+
+/// Names that tensors have in old files.
+package enum LegacyNames {
+  private static let ends = [
+    // TensorFlow's, which the first BERT files have; transformers renames them too.
+    (new: "LayerNorm.weight", old: "LayerNorm.gamma"),
+    (new: "LayerNorm.bias", old: "LayerNorm.beta"),
+  ]
+
+  /// The old name of a tensor, if it has one.
+  package static func old(_ name: String) -> String? {
+    ends.first { name.hasSuffix($0.new) }.map { name.dropLast($0.new.count) + $0.old }
   }
 }
 

@@ -60,8 +60,8 @@ public struct SafetensorsItem {
 public enum SafetensorsWriter {
   /// Writes tensors to a file, atomically: a reader sees the old file or the whole new one.
   ///
-  /// Tensors are ordered by descending alignment and then by name, as the reference
-  /// implementation orders them, so equal content gives equal files.
+  /// Tensors are ordered by descending width of their elements and then by name, so equal content gives
+  /// equal files; those of one type stand as the reference implementation orders them.
   ///
   /// - Parameters:
   ///   - items: The tensors; names must differ.
