@@ -117,8 +117,7 @@ final class TokenRows {
         return
       }
       let found = gather(rows.tensor, rows: slots)
-      let scale = (host as? Embedding)?.scale ?? 1
-      output.replaceRows(positions, with: scale == 1 ? found : found.scaled(by: scale))
+      output.replaceRows(positions, with: (host as? Embedding)?.scaled(found) ?? found)
     case .features(let x):
       var columns = linear(x, rows.tensor)
       if let bias {

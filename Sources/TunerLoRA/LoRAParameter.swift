@@ -62,9 +62,9 @@ final class LoRAParameter: TunerLayer {
     case .features(let x):
       sum.addProduct(linear(x, a.tensor), b.tensor, scale: scale)
     case .tokenIDs(let ids):
-      let rowScale = (call.host as? Embedding)?.scale ?? 1
+      let low = gather(b.tensor, rows: ids)
       sum.addProduct(
-        gather(b.tensor, rows: ids), a.tensor.transposed(), scale: scale * rowScale)
+        (call.host as? Embedding)?.scaled(low) ?? low, a.tensor.transposed(), scale: scale)
     case .expert(let x, let index):
       if experts == 1 {
         sum.addProduct(linear(x, a.tensor), b.tensor, scale: scale)

@@ -204,7 +204,7 @@ struct TaskDataTests {
         Example(tokenIDs: [1, 2, 3, 4, 5], labels: $0, search: $1)
       }
       QuestionAnsweringObjective.score(logits, Batch(examples), into: &sums)
-      return sums.answers.metrics.map(\.value)
+      return sums.tally(AnswerScores.self).metrics.map(\.value)
     }
     func search(
       _ question: Int, _ answers: [Range<Int>]?, rows: Range<Int> = 2..<5, start: Int = 0,

@@ -58,8 +58,7 @@ struct FileGoldenTests {
 
   @Test(arguments: cases)
   func loadsAndComputesWhatPeftDoes(_ example: Case) throws {
-    let peft = try Self.load(
-      example.isBase ? example.folder : SmallModel.folder)
+    let peft = try Self.load(example.isBase ? example.folder : SmallModel.folder)
     if !example.isBase {
       let report = try peft.load(example.folder)
       #expect(report.missing.isEmpty && report.unexpected.isEmpty && !report.matched.isEmpty)

@@ -62,7 +62,8 @@ public final class Embedding: AdapterHost {
     return scaled(selectColumns(factor, ids, constant: paddingIndex))
   }
 
-  private func scaled(_ rows: Tensor) -> Tensor { scale == 1 ? rows : rows.scaled(by: scale) }
+  /// Rows multiplied as the table multiplies its own.
+  package func scaled(_ rows: Tensor) -> Tensor { scale == 1 ? rows : rows.scaled(by: scale) }
 
   /// What PyTorch prints between the parentheses.
   public var attributes: String {

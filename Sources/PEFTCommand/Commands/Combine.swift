@@ -58,17 +58,10 @@ struct Combine: ParsableCommand {
   var output: String
   @Flag(help: "Replace the output folder if it exists.")
   var overwrite = false
-  @Option(help: ArgumentHelp("Number of threads.", valueName: "n"))
-  var threads: Int?
-
-  func validate() throws {
-    if let threads, threads < 1 {
-      throw ValidationError("--threads is \(threads), a positive number was expected")
-    }
-  }
+  @OptionGroup var threading: ThreadOptions
 
   func run() throws {
-    if let threads { Parallel.threadCount = threads }
+    threading.apply()
     let named = try adapters.map { try Self.parse($0) }
     try OutputFolder.check(
       output, overwriting: overwrite, inputs: named.map(\.folder) + [base].compactMap { $0 })

@@ -172,8 +172,8 @@ extension AdaptedModel {
     }
     var encoder = QuestionEncoder(
       tokenizer, maxLength: length(maxLength, tokenizer), stride: data.stride)
-    var best = Answer(text: "", probability: 0)
-    var highest = -Float.infinity
+    var answer = Answer(text: "", probability: 0)
+    var best: AnswerSpan?
     for window in try encoder.windows(question: question, context: context)
     where !window.part.isEmpty {
       let hasTypes = base.model.inputLimits.hasSegments
@@ -184,21 +184,18 @@ extension AdaptedModel {
       let logits = withoutGradients {
         model.logits(batch.tokens, ForwardContext(batch.tokens.layout)).scalars
       }
-      let span = QuestionAnsweringObjective.bestSpan(logits, window.rows)
-      let (start, end) = (logits[2 * span.lowerBound], logits[2 * span.upperBound + 1])
-      guard start + end > highest else { continue }
-      highest = start + end
-      let tokens = span.lowerBound..<span.upperBound + 1
-      let shift = window.part.lowerBound - window.offset
-      let written = encoder.words(
-        of: tokens.lowerBound + shift..<tokens.upperBound + shift, in: context)
-      let text = written.map(String.init) ?? tokenizer.decode(Array(window.ids[tokens]))
+      guard let span = AnswerSpan(bestOf: logits, in: window.rows), span.isBetter(than: best)
+      else { continue }
+      best = span
+      let inContext = span.shifted(by: window.part.lowerBound - window.offset)
+      let written = encoder.words(of: inContext.tokens, in: context)
+      let text = written.map(String.init) ?? tokenizer.decode(Array(window.ids[span.tokens]))
       let starts = Self.softmax(window.ids.indices.map { logits[2 * $0] })
       let ends = Self.softmax(window.ids.indices.map { logits[2 * $0 + 1] })
-      let probability = starts[span.lowerBound] * ends[span.upperBound]
-      best = Answer(text: text, probability: probability)
+      let probability = starts[span.tokens.lowerBound] * ends[span.tokens.upperBound - 1]
+      answer = Answer(text: text, probability: probability)
     }
-    return best
+    return answer
   }
 }
 

@@ -48,6 +48,12 @@ public struct Metric: Sendable, Equatable {
   }
 }
 
+/// What an objective counts over an evaluation where numbers do not do.
+public protocol EvaluationTally: Sendable {
+  /// Creates a tally of nothing.
+  init()
+}
+
 /// What an evaluation has counted so far.
 public struct EvaluationSums: Sendable {
   /// Sum of the losses of all labels.
@@ -55,8 +61,7 @@ public struct EvaluationSums: Sendable {
   /// Number of labels.
   public private(set) var count = 0
   private var others: [String: Double] = [:]
-  /// The answers to questions.
-  var answers = AnswerScores()
+  private var tallies: [ObjectIdentifier: any EvaluationTally] = [:]
 
   /// Creates sums of nothing.
   public init() {}
@@ -65,6 +70,21 @@ public struct EvaluationSums: Sendable {
   public subscript(name: String) -> Double {
     get { others[name] ?? 0 }
     set { others[name] = newValue }
+  }
+
+  /// What an objective counts in a type of its own; a new one at first.
+  public func tally<Tally: EvaluationTally>(_ type: Tally.Type) -> Tally {
+    tallies[ObjectIdentifier(type)] as? Tally ?? Tally()
+  }
+
+  /// Changes what an objective counts in a type of its own.
+  public mutating func update<Tally: EvaluationTally>(
+    _ type: Tally.Type, _ change: (inout Tally) -> Void
+  ) {
+    // Taken out, so that the change copies nothing.
+    var tally = tallies.removeValue(forKey: ObjectIdentifier(type)) as? Tally ?? Tally()
+    change(&tally)
+    tallies[ObjectIdentifier(type)] = tally
   }
 
   /// Adds labels.

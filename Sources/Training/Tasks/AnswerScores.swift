@@ -3,11 +3,11 @@
 /// Windows are compared as in the examples of transformers: the span with the highest sum of its
 /// logits in any window is the answer, unless the lowest score that a window gives to "no answer" is
 /// not below it.
-struct AnswerScores: Sendable {
+struct AnswerScores: EvaluationTally {
   fileprivate struct Question {
     var search: AnswerSearch
-    /// The best span in the context's tokens, with its score.
-    var best: (score: Float, tokens: Range<Int>)?
+    /// The best span so far, in the context's tokens.
+    var best: AnswerSpan?
     var none: Float?
   }
 
@@ -59,12 +59,8 @@ extension AnswerScores.Question {
     none = min(none ?? score, score)
     let rows = search.rows.clamped(to: 0..<logits.count / 2)
     if rows.isEmpty { return }
-    let span = QuestionAnsweringObjective.bestSpan(logits, rows)
-    let sum = logits[2 * span.lowerBound] + logits[2 * span.upperBound + 1]
-    let value = sum.isNaN ? -.infinity : sum
-    if let best, best.score >= value { return }
-    let shift = search.start - rows.lowerBound
-    best = (value, span.lowerBound + shift..<span.upperBound + 1 + shift)
+    guard let span = AnswerSpan(bestOf: logits, in: rows), span.isBetter(than: best) else { return }
+    best = span.shifted(by: search.start - rows.lowerBound)
   }
 
   /// What the model answers, in the context's tokens; `nil` for no answer.

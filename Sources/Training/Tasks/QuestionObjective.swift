@@ -10,8 +10,6 @@ import Tensors
 /// tokens in both, of the right one that gives most. They are means over questions, whose best answer
 /// is that of all windows of a long context (``Example/search``).
 public struct QuestionAnsweringObjective: Objective {
-  /// Most tokens of an answer, as in the examples of transformers.
-  public static let maxAnswerLength = 30
   private let model: any QuestionAnswerer
 
   /// Creates the objective of a model.
@@ -58,36 +56,22 @@ public struct QuestionAnsweringObjective: Objective {
   ///   - sums: Gets the answers.
   static func score(_ logits: [Float], _ batch: Batch, into sums: inout EvaluationSums) {
     let (starts, ends) = spans(batch)
-    for sequence in starts.indices where starts[sequence] != ignoredLabel {
-      let rows = batch.tokens.layout.range(sequence)
-      let window = Array(logits[2 * rows.lowerBound..<2 * rows.upperBound])
-      if let search = batch.searches[sequence] {
-        sums.answers.add(window, search)
-      } else {
-        let first = Int(starts[sequence])
-        sums.answers.add(window, answer: first..<max(first, Int(ends[sequence])) + 1)
+    sums.update(AnswerScores.self) { answers in
+      for sequence in starts.indices where starts[sequence] != ignoredLabel {
+        let rows = batch.tokens.layout.range(sequence)
+        let window = Array(logits[2 * rows.lowerBound..<2 * rows.upperBound])
+        if let search = batch.searches[sequence] {
+          answers.add(window, search)
+        } else {
+          let first = Int(starts[sequence])
+          answers.add(window, answer: first..<max(first, Int(ends[sequence])) + 1)
+        }
       }
     }
   }
 
   /// The metrics of an evaluation.
-  public func metrics(of sums: EvaluationSums) -> [Metric] { sums.answers.metrics }
-
-  /// The rows with the largest sum of the first one's start and the last one's end logit.
-  ///
-  /// - Parameters:
-  ///   - logits: Two for each row.
-  ///   - rows: The rows to choose among.
-  static func bestSpan(_ logits: [Float], _ rows: Range<Int>) -> ClosedRange<Int> {
-    var best = (score: -Float.infinity, span: rows.lowerBound...rows.lowerBound)
-    for start in rows {
-      for end in start..<min(start + maxAnswerLength, rows.upperBound) {
-        let score = logits[2 * start] + logits[2 * end + 1]
-        if score > best.score { best = (score, start...end) }
-      }
-    }
-    return best.span
-  }
+  public func metrics(of sums: EvaluationSums) -> [Metric] { sums.tally(AnswerScores.self).metrics }
 
   /// First and last tokens of the answers within their sequences; neither counts when one of them
   /// is not there.

@@ -73,7 +73,7 @@ struct LoRAParts {
     var modules: [String: LoRAPart] = [:]
     for path in paths {
       modules[path] = try Self.part(
-        found[path]!, path, settings, state.scalings[path], name: state.name)
+        found[path] ?? [:], path, settings, state.scalings[path], name: state.name)
     }
     self.paths = paths
     self.modules = modules
@@ -87,16 +87,17 @@ struct LoRAParts {
     let isEmbedding =
       tensors[LoRAKey.embeddingA] != nil || tensors[LoRAKey.embeddingB] != nil
     let (first, second) = LoRAKey.factors(ofEmbedding: isEmbedding)
-    guard let a = tensors[first], let b = tensors[second] else {
-      throw PEFTError(
-        .missingTensor, "'\(path)' has no \(tensors[first] == nil ? first : second)", at: name,
-        remedy: "The adapter is incomplete.")
+    func tensor(_ suffix: String) throws(PEFTError) -> Tensor {
+      guard let found = tensors[suffix] else {
+        throw PEFTError(
+          .missingTensor, "'\(path)' has no \(suffix)", at: name,
+          remedy: "The adapter is incomplete.")
+      }
+      return found
     }
-    if settings.usesDoRA, tensors[LoRAKey.magnitude] == nil {
-      throw PEFTError(
-        .missingTensor, "'\(path)' has no \(LoRAKey.magnitude)", at: name,
-        remedy: "The adapter is incomplete.")
-    }
+    let (a, b) = (try tensor(first), try tensor(second))
+    let magnitude =
+      settings.usesDoRA ? try tensor(LoRAKey.magnitude) : tensors[LoRAKey.magnitude]
     if let suffix = tensors.filter({ !$0.value.allFinite }).keys.min() {
       throw PEFTError(
         .numericalFailure, "'\(path)' has values that are not finite, in \(suffix)", at: name,
@@ -112,7 +113,7 @@ struct LoRAParts {
     let configured = try settings.scaling(FileKey.targetPath(path), rank: rank)
     return LoRAPart(
       isEmbedding: isEmbedding, a: a, b: b, factors: factors, bias: tensors[LoRAKey.bias],
-      magnitude: tensors[LoRAKey.magnitude],
+      magnitude: magnitude,
       scaling: scaling ?? configured)
   }
 }
