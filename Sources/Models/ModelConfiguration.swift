@@ -1,4 +1,5 @@
 import PEFTSupport
+import Synchronization
 
 /// The members of a model's `config.json`, read with defaults and checked.
 public struct ModelConfiguration: Sendable {
@@ -6,11 +7,15 @@ public struct ModelConfiguration: Sendable {
   public let object: JSONObject
   /// The file, for errors.
   public let path: String
+  /// Keys of overrides that the file does not have.
+  private let added: [String]
+  private let asked = AskedKeys()
 
   /// Creates a configuration from members.
   public init(_ object: JSONObject, path: String = "config.json") {
     self.object = object
     self.path = path
+    added = []
   }
 
   /// Reads `config.json` in a model folder.
@@ -27,20 +32,47 @@ public struct ModelConfiguration: Sendable {
     guard var object = try FileSystem.readJSON(path).object else {
       throw PEFTError(.malformedFile, "is not a JSON object", at: path)
     }
+    added = overrides.keys.filter { object[$0] == nil }
     for (key, value) in overrides.members { object[key] = value }
     self.object = object
   }
 
+  /// A member, if it is there.
+  public subscript(key: String) -> JSONValue? {
+    asked.insert(key)
+    return object[key]
+  }
+
+  /// Refuses overrides that nothing has asked for and that the file does not have either: they are
+  /// mistakes.
+  ///
+  /// To be called when the model's parts have been described.
+  ///
+  /// - Throws: ``PEFTError`` `invalidConfiguration` with the nearest known key.
+  public func checkOverrides() throws(PEFTError) {
+    let known = asked.all.union(Self.general)
+    guard let key = added.first(where: { !known.contains($0) }) else { return }
+    throw PEFTError(
+      .invalidConfiguration, "unknown key '\(key)': no part of the model reads it",
+      remedy: Spelling.nearest(to: key, among: known.sorted()).map { "Did you mean '\($0)'?" }
+        ?? "Remove it.")
+  }
+
+  /// Members that are read for some tasks or ways of loading only.
+  private static let general: Set<String> = [
+    "architectures", "id2label", "label2id", "num_labels", "problem_type", "initializer_range",
+  ]
+
   /// `model_type`.
-  public var modelType: String { object["model_type"]?.string ?? "" }
+  public var modelType: String { self["model_type"]?.string ?? "" }
   /// The class names in `architectures`.
   public var architectures: [String] {
-    object["architectures"]?.array?.compactMap(\.string) ?? []
+    self["architectures"]?.array?.compactMap(\.string) ?? []
   }
 
   /// A positive integer that must be there, unless a default is given.
   public func int(_ key: String, default fallback: Int? = nil) throws(PEFTError) -> Int {
-    guard let value = object[key], !value.isNull else {
+    guard let value = self[key], !value.isNull else {
       guard let fallback else { throw missing(key) }
       return fallback
     }
@@ -52,7 +84,7 @@ public struct ModelConfiguration: Sendable {
 
   /// An integer that may be absent.
   public func optionalInt(_ key: String) throws(PEFTError) -> Int? {
-    guard let value = object[key], !value.isNull else { return nil }
+    guard let value = self[key], !value.isNull else { return nil }
     if let number = value.int { return number }
     // Some files list several ids, of which the first is the main one.
     if let first = value.array?.first?.int { return first }
@@ -61,7 +93,7 @@ public struct ModelConfiguration: Sendable {
 
   /// A number.
   public func double(_ key: String, default fallback: Double? = nil) throws(PEFTError) -> Double {
-    guard let value = object[key], !value.isNull else {
+    guard let value = self[key], !value.isNull else {
       guard let fallback else { throw missing(key) }
       return fallback
     }
@@ -78,14 +110,14 @@ public struct ModelConfiguration: Sendable {
 
   /// A Boolean.
   public func bool(_ key: String, default fallback: Bool) throws(PEFTError) -> Bool {
-    guard let value = object[key], !value.isNull else { return fallback }
+    guard let value = self[key], !value.isNull else { return fallback }
     guard let flag = value.bool else { throw wrong(key, "true or false", value) }
     return flag
   }
 
   /// A string.
   public func string(_ key: String, default fallback: String) throws(PEFTError) -> String {
-    guard let value = object[key], !value.isNull else { return fallback }
+    guard let value = self[key], !value.isNull else { return fallback }
     guard let text = value.string else { throw wrong(key, "a string", value) }
     return text
   }
@@ -116,6 +148,15 @@ public struct ModelConfiguration: Sendable {
   }
 }
 
+/// The keys that were asked for.
+private final class AskedKeys: Sendable {
+  private let keys = Mutex<Set<String>>([])
+
+  var all: Set<String> { keys.withLock { $0 } }
+
+  func insert(_ key: String) { keys.withLock { _ = $0.insert(key) } }
+}
+
 /// What the numbers that a sequence classifier gives are, with config.json's names.
 public enum ProblemType: String, Sendable, CaseIterable {
   /// One of the labels.
@@ -131,7 +172,7 @@ extension ModelConfiguration {
   ///
   /// - Throws: ``PEFTError`` for one that is not known.
   public func problemType() throws(PEFTError) -> ProblemType? {
-    guard let value = object["problem_type"], !value.isNull else { return nil }
+    guard let value = self["problem_type"], !value.isNull else { return nil }
     guard let name = value.string, let type = ProblemType(rawValue: name) else {
       throw PEFTError(
         .invalidConfiguration, "'problem_type' is \(value.text(.spaced)), which is not known",

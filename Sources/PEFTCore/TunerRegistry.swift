@@ -58,6 +58,13 @@ public struct TunerRegistry: Sendable {
   /// The names of the registered methods in a run's settings.
   public var methodNames: [String] { entries.map { $0.tuner.methodName } }
 
+  /// The names that files of an adapter may have, of whatever method, without its card.
+  package var fileNames: Set<String> {
+    settingsFiles.union([
+      AdapterFolder.weightsName, AdapterFolder.torchWeightsName, AdapterFolder.referencesName,
+    ])
+  }
+
   /// The names of all files that hold settings of a registered method.
   var settingsFiles: Set<String> {
     entries.reduce(into: []) { $0.formUnion($1.tuner.settingsFiles) }
@@ -95,6 +102,14 @@ public struct TunerRegistry: Sendable {
   /// - Throws: ``PEFTError`` when a file of the folder cannot be read.
   public func members(of folder: AdapterFolder) throws(PEFTError) -> JSONObject {
     try owner(of: folder)?.members ?? folder.config
+  }
+
+  /// The name of an adapter folder's method in a run's settings.
+  ///
+  /// - Throws: ``PEFTError`` when no tuner accepts its config.
+  public func methodName(of folder: AdapterFolder) throws(PEFTError) -> String {
+    if let (tuner, _) = try owner(of: folder) { return tuner.methodName }
+    return try entry(for: folder.config).tuner.methodName
   }
 
   private func owner(

@@ -173,6 +173,31 @@ public enum FileSystem {
     removeTree(temporary)
   }
 
+  /// Moves the files of a folder into another one, over those of the same names.
+  ///
+  /// What a reader looks for first comes last: as long as not all files are there, `key` is missing, so
+  /// that files of two origins are never taken for one.
+  ///
+  /// - Parameters:
+  ///   - source: The folder, which is removed.
+  ///   - target: The folder that gets the files.
+  ///   - key: The name of the file without which the others mean nothing.
+  ///   - known: Names that are removed from the target where the source does not have them.
+  /// - Throws: ``PEFTError`` `fileAccess`.
+  public static func moveFiles(
+    from source: String, to target: String, last key: String, replacing known: Set<String>
+  ) throws(PEFTError) {
+    let names = try list(source)
+    for name in known.subtracting(names).union([key]) { removeTree(join(target, name)) }
+    syncFolder(target)
+    for name in names.filter({ $0 != key }) + names.filter({ $0 == key }) {
+      let path = join(target, name)
+      if rename(join(source, name), path) != 0 { throw systemError("cannot replace", path) }
+    }
+    syncFolder(target)
+    removeTree(source)
+  }
+
   /// The way of file systems that cannot exchange names: moves the old folder aside first.
   private static func replaceInTwoSteps(_ temporary: String, _ target: String) -> Bool {
     let old = Leftovers.oldName(target)

@@ -114,6 +114,51 @@ struct ErrorTests {
     try expectFailure(line, parts, in: try TemporaryFolder())
   }
 
+  /// What a command reads is not overwritten.
+  @Test func outputsDoNotReplaceInputs() throws {
+    let folder = try TemporaryFolder()
+    let model = try folder.copy(golden("llama/model"), as: "model")
+    let adapter = try folder.copy(golden("llama/adapter_a"), as: "adapter")
+    let input = try folder.copy(golden("llama/input.safetensors"), as: "input.safetensors")
+    for (flag, path) in [
+      ("--output", input), ("--output", "\(model)/model.safetensors"),
+      ("--output", "\(model)/../adapter/adapter_model.safetensors"), ("--gradients", input),
+    ] {
+      let before = try FileSystem.read(path)
+      var arguments = [
+        "forward", "--model", model, "--adapter", adapter, "--input", input, flag, path,
+      ]
+      if flag != "--output" { arguments += ["--output", folder.file("out")] }
+      let outcome = try Tool.run(arguments)
+      #expect(outcome.status == 1 && outcome.errors.contains("\(flag): "), "\(outcome.errors)")
+      #expect(try FileSystem.read(path) == before)
+    }
+    #expect(!folder.names.contains("out"))
+  }
+
+  /// The weights are those of another model than config.json's.
+  @Test func unusedTensorsAreTold() throws {
+    let folder = try TemporaryFolder()
+    let model = try folder.copy(golden("llama/model"), as: "model")
+    let path = "\(model)/model.safetensors"
+    let file = try SafetensorsFile(path)
+    var items = try file.names.map { SafetensorsItem($0, try file.tensor($0)) }
+    let name = "model.layers.0.self_attn.q_proj.bias"
+    items += [
+      SafetensorsItem(name, .zeros([4])),
+      SafetensorsItem("model.layers.0.self_attn.rotary_emb.inv_freq", .zeros([4])),
+    ]
+    try SafetensorsWriter.write(items, to: path)
+    let outcome = try Tool.succeed([
+      "forward", "--model", model, "--input", golden("llama/input.safetensors"), "--output",
+      folder.file("out"),
+    ])
+    #expect(
+      outcome.errors.contains(
+        "warning: \(model) holds '\(name)', which the model of its config.json does not have"),
+      "\(outcome.errors)")
+  }
+
   /// Headers that lie; the file's bytes are those of the golden model but for the header.
   @Test(arguments: [
     ("length", "its header claims"), ("truncated", "truncated"), ("overlap", "overlaps"),

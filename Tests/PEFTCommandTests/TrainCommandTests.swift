@@ -63,6 +63,24 @@ struct TrainCommandTests {
     #expect(metrics.contains("\"eval_loss\": \(result["eval_loss"]!.text())"))
   }
 
+  @Test func theMethodIsThatOfTheInitialAdapter() throws {
+    try Tool.succeed(train("lora=null", "dora.r=2", "dora.target_modules=[query]"))
+    let start = "init_adapter=\(folder.file("out"))"
+    let again = try Tool.succeed(train("lora=null", start, "output_dir=\(folder.file("again"))"))
+    #expect(again.errors.contains("dora from \(folder.file("out")) on 3 modules"))
+    let record = try FileSystem.readJSON(folder.file("again/training_config.json"))
+    #expect(record["settings"]?["method"] == "dora")
+    for settings in [["lora=null", "method=edora"], ["lora.r=2"]] {
+      let outcome = try Tool.run(
+        ["train", "--config", folder.file("run.yaml"), "--set", start]
+          + settings.flatMap { ["--set", $0] })
+      #expect(
+        outcome.status == 1
+          && outcome.errors.contains("the adapter in 'init_adapter' is of the method dora"),
+        "\(outcome.errors)")
+    }
+  }
+
   @Test func quietRunsPrintNothing() throws {
     let outcome = try Tool.succeed(train("save_strategy=no") + ["--quiet"])
     #expect(outcome.output.isEmpty && outcome.errors.isEmpty)
@@ -81,6 +99,7 @@ struct TrainCommandTests {
       ("labels=[a]", ["there is only one label"]),
       ("task_type=CAUSAL_LM", ["no CAUSAL_LM head"]),
       ("seed", ["--set: 'seed' is not of the form key=value"]),
+      ("train_file=null", ["run.yaml: the key 'train_file' is missing"]),
     ] as [(String, [String])])
   func badSettingsAreErrors(_ setting: String, _ parts: [String]) throws {
     let outcome = try Tool.run(train(setting))

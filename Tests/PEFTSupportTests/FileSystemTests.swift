@@ -60,6 +60,31 @@ struct FileSystemTests {
     #expect(folder.names == ["a.txt"])
   }
 
+  /// The key file comes last, and is missing as long as others are.
+  @Test func movesFilesOverOthers() throws {
+    let (source, target) = (folder("new"), folder("old"))
+    func make(_ files: [String]) throws {
+      try FileSystem.createDirectory(source)
+      for name in files { try FileSystem.write("\(source)/\(name)", "new") }
+    }
+    try FileSystem.createDirectory("\(target)/c")
+    for name in ["a", "key", "known", "other"] { try FileSystem.write("\(target)/\(name)", "old") }
+    func move() throws(PEFTError) {
+      try FileSystem.moveFiles(
+        from: source, to: target, last: "key", replacing: ["a", "known"])
+    }
+    try make(["a", "b", "key"])
+    try move()
+    #expect(try FileSystem.list(target) == ["a", "b", "c", "key", "other"])
+    #expect(try FileSystem.read("\(target)/key") == Array("new".utf8))
+    #expect(try FileSystem.read("\(target)/other") == Array("old".utf8))
+    #expect(!FileSystem.exists(source))
+    // A folder stands where a file is to go.
+    try make(["c", "key"])
+    #expect(throws: PEFTError.self) { try move() }
+    #expect(try FileSystem.list(target) == ["b", "c", "other"])
+  }
+
   @Test func appendsToAFile() throws {
     let path = try folder.write("log", "one\n")
     do {

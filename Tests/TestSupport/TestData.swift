@@ -8,11 +8,14 @@
 public enum TestData {
   /// The path of a file or folder of the test data, or `nil`, with a notice, where it is absent.
   ///
-  /// The data is at `PEFT_TEST_DATA`, else in `../shared/data` beside the package.
+  /// The data is at `PEFT_TEST_DATA`, else in `../shared/data` beside the package; the model that
+  /// `scripts/setup --model` fetches is in `.cache`.
   public static func path(_ relative: String) -> String? {
-    let path = "\(root)/\(relative)"
-    if access(path, F_OK) == 0 { return path }
-    print("skipped: no test data at \(path); set PEFT_TEST_DATA")
+    for folder in [root, "\(package)/.cache"] {
+      let path = "\(folder)/\(relative)"
+      if access(path, F_OK) == 0 { return path }
+    }
+    print("skipped: no test data at \(root)/\(relative); set PEFT_TEST_DATA")
     return nil
   }
 

@@ -36,6 +36,52 @@ struct PreparedRunTests {
     #expect(text.contains("'target_modules' is {'nothing'}"), "\(text)")
   }
 
+  /// peft says nothing of these; a run's author wants to know.
+  @Test func settingsWithoutEffectAreNoticed() throws {
+    let notices = try run.prepare(["lora.target_modules": ["query", "nothing"]]).notices
+    #expect(notices == ["no module matches the target ['nothing']"])
+    let pattern = try run.prepare(["lora.rank_pattern": ["nothing": 3]]).notices
+    #expect(pattern.contains { $0.contains("nothing") }, "\(pattern)")
+  }
+
+  @Test func aTextWithCommasIsNoList() {
+    let text = message(["lora.target_modules": "query,dense"])
+    #expect(text.hasPrefix("'lora': No modules were targeted"), "\(text)")
+    #expect(text.hasSuffix("a list of names is written [q_proj, v_proj]."), "\(text)")
+  }
+
+  @Test func membersOfTheModelThatNothingReadsAreRefused() throws {
+    let text = message(["model_config.hidden_dropout_probs": 0])
+    #expect(
+      text
+        == "'model_config': unknown key 'hidden_dropout_probs': no part of the model reads it. "
+        + "Did you mean 'hidden_dropout_prob'?")
+    // Not in the file, but it has a meaning.
+    _ = try run.prepare(["model_config.layer_norm_eps": 1e-6, "model_config.num_labels": 3])
+  }
+
+  /// A run's files beside a model's would be mistaken for its own.
+  @Test func theOutputIsNoModel() throws {
+    let text = failure { try run.train(["output_dir": .string(run.folder("model"))]) }
+    #expect(text.contains("'output_dir' is the folder of a model"), "\(text)")
+    #expect(try FileSystem.list(run.folder("model")) == ["config.json"])
+  }
+
+  /// Hugging Face calls the column `labels`; a data set may call it otherwise.
+  @Test func labelsOfTokensMayStandInAnotherColumn() throws {
+    for (column, settings) in [
+      ("labels", [:]), ("y", ["label_column": "y"]),
+    ] as [(String, [String: JSONValue])] {
+      let path = try run.folder.write(
+        "named.jsonl",
+        "{\"input_ids\": [1, 2], \"\(column)\": 0}\n{\"input_ids\": [3], \"\(column)\": 2}\n")
+      let changes = settings.merging(["train_file": .string(path)]) { $1 }
+      let prepared = try run.prepare(changes)
+      #expect(prepared.task == .sequenceClassification && prepared.labels?.count == 3)
+      #expect(prepared.train.examples.map(\.labels) == [[0], [2]])
+    }
+  }
+
   @Test func tokenDataIsChecked() throws {
     #expect(try message(data: "").contains("the data is empty"))
     #expect(

@@ -118,6 +118,77 @@ struct ResumeTests {
     #expect(!FileSystem.exists(run.folder("out/checkpoint-8")))
   }
 
+  /// Labels, settings and weights that are there belong together at any time.
+  @Test func anEarlierResultStaysUntilThereIsANewOne() throws {
+    let run = try TinyRun()
+    try run.train(["labels": ["a", "b", "c"]])
+    let names = [
+      "README.md", "adapter_config.json", "adapter_model.safetensors", "labels.json",
+      "trainer_state.json", "training_config.json",
+    ]
+    func content() throws -> [[UInt8]] {
+      try names.map { try FileSystem.read(run.folder("out/\($0)")) }
+    }
+    let before = try content()
+    let other: [String: JSONValue] = [
+      "labels": ["c", "b", "a"], "model_config.layer_norm_eps": 0.5, "lora.r": 3,
+    ]
+    try run.train(other, stopAfter: 7)
+    #expect(try content() == before)
+    try run.train(other.merging(["resume_from_checkpoint": true]) { $1 })
+    try run.train(other.merging(["output_dir": .string(run.folder("whole"))]) { $1 })
+    #expect(try run.weights() == run.weights("whole"))
+    #expect(try FileSystem.readJSON(run.folder("out/labels.json")) == ["c", "b", "a"])
+    for name in ["unfinished_run.json", ".result"] {
+      #expect(!FileSystem.exists(run.folder("out/\(name)")))
+    }
+  }
+
+  /// What is left of a result that has labels would speak of one that has none.
+  @Test func aResultLeavesNothingOfAnEarlierOne() throws {
+    let run = try TinyRun()
+    try run.train()
+    let settings = try TinyRun(.languageModel)
+    try settings.train(["output_dir": .string(run.folder("out"))])
+    #expect(!FileSystem.exists(run.folder("out/labels.json")))
+    #expect(FileSystem.exists(run.folder("out/adapter_config.json")))
+  }
+
+  @Test func aLogOfAnotherRunIsNotGoneOnWith() throws {
+    let run = try TinyRun()
+    let (other, whole): (JSONValue, JSONValue) = (
+      .string(run.folder("other")), .string(run.folder("whole"))
+    )
+    try run.train(["output_dir": whole])
+    try run.train(["output_dir": other, "seed": 4])
+    try run.train(stopAfter: 6)
+    try run.train([
+      "output_dir": other, "resume_from_checkpoint": .string(run.folder("out/checkpoint-6")),
+    ])
+    #expect(try run.losses("other") == run.losses("whole"))
+    // Nor is there one to go on with where the checkpoint stands alone.
+    try FileSystem.write(run.folder("out/metrics.jsonl"), "")
+    try run.train([
+      "output_dir": .string(run.folder("alone")),
+      "resume_from_checkpoint": .string(run.folder("out/checkpoint-6")),
+    ])
+    #expect(try run.losses("alone") == run.losses("whole").suffix(12))
+  }
+
+  @Test func aModelElsewhereIsNoticed() throws {
+    let run = try TinyRun()
+    try run.train(stopAfter: 6)
+    let model = run.folder("moved")
+    try FileSystem.createDirectory(model)
+    _ = try run.folder.write(
+      "moved/config.json", try FileSystem.read(run.folder("model/config.json")))
+    var notices: [String] = []
+    try run.train(["resume_from_checkpoint": true, "model": .string(model)]) { event in
+      if case .notice(let text) = event { notices.append(text) }
+    }
+    #expect(notices.count == 1 && notices[0].contains("'model' is another folder"), "\(notices)")
+  }
+
   /// What has just been written stays, whatever later checkpoints the first part has left.
   @Test func theNewestCheckpointIsNotTheLatest() throws {
     let run = try TinyRun()
@@ -161,7 +232,8 @@ struct ResumeTests {
         "the best checkpoint so far, that of step \(best.step), is not in \(run.folder("anew")): "
           + "the search for the best begins anew"
       ])
-    let losses = try run.metrics("anew").compactMap { $0["eval_loss"]?.double }
+    let losses = try run.metrics("anew").filter { $0["step"]?.int ?? 0 > 40 }
+      .compactMap { $0["eval_loss"]?.double }
     #expect(losses.count == 8 && anew.best?.value == losses.min())
     #expect(try #require(anew.best).step > 40)
   }

@@ -375,7 +375,7 @@ struct TaskDataTests {
     func implied(_ line: String, name: String = "implied.jsonl") throws -> ProblemType {
       let path = try folder.write(name, line)
       return try DataSource(path, DataConfiguration(), task: .sequenceClassification)
-        .impliedProblem("label")
+        .impliedProblem
     }
     #expect(try implied("{\"text\": \"a\", \"label\": [\"x\", \"y\"]}") == .multiLabel)
     #expect(try implied("{\"text\": \"a\", \"label\": [0.5, 1]}") == .regression)

@@ -69,7 +69,7 @@ extension RotaryTable {
   /// for: types default, linear and llama3.
   init(_ configuration: ModelConfiguration, headDim: Int) throws(PEFTError) {
     let key =
-      configuration.object["rope_parameters"]?.object == nil
+      configuration["rope_parameters"]?.object == nil
       ? "rope_scaling" : "rope_parameters"
     let parameters = configuration.object[key]?.object ?? JSONObject()
     let scaling = ModelConfiguration(parameters, path: "\(configuration.path), '\(key)'")

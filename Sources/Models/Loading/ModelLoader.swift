@@ -102,6 +102,7 @@ public enum ModelLoader {
     let model = try family.build(configuration, head, ModuleBuilder(source))
     return LoadedModel(
       model: model, head: head, folder: folder, newParameters: checkpoint?.initialized ?? [],
+      unusedTensors: checkpoint?.unused.filter { !UnusedTensors.areExpected($0) } ?? [],
       outputHeads: family.outputHeads(head))
   }
 
@@ -175,7 +176,7 @@ public enum ModelLoader {
 
   /// The number of labels that config.json speaks of: the size of `id2label`, else `num_labels`.
   public static func labelCount(_ configuration: ModelConfiguration) throws(PEFTError) -> Int {
-    if let labels = configuration.object["id2label"]?.object { return labels.members.count }
+    if let labels = configuration["id2label"]?.object { return labels.members.count }
     return try configuration.int("num_labels", default: 2)
   }
 }
@@ -191,19 +192,46 @@ public struct LoadedModel {
   public let folder: String
   /// Parameters that the files lacked and that were drawn at random.
   public let newParameters: [String]
+  /// Tensors in the files that no module asked for, but for those of other heads and of buffers: the
+  /// model is another one than config.json describes.
+  public let unusedTensors: [String]
   /// Paths of the output heads, which `all-linear` leaves out.
   public let outputHeads: [String]
 
   /// Describes a model, for tasks that build theirs themselves.
   public init(
     model: any TransformerModel, head: ModelHead, folder: String, newParameters: [String] = [],
-    outputHeads: [String] = []
+    unusedTensors: [String] = [], outputHeads: [String] = []
   ) {
     self.model = model
     self.head = head
     self.folder = folder
     self.newParameters = newParameters
+    self.unusedTensors = unusedTensors
     self.outputHeads = outputHeads
+  }
+
+  /// What to tell of ``unusedTensors``, if there are any.
+  public var unusedNotice: String? {
+    guard let first = unusedTensors.first else { return nil }
+    let more = unusedTensors.count > 1 ? " and \(unusedTensors.count - 1) more" : ""
+    return "\(folder) holds '\(first)'\(more), which the model of its config.json does not have"
+  }
+}
+
+/// What files may hold besides the parameters of a model with some head.
+private enum UnusedTensors {
+  /// Heads, and the pooler that some models are used without.
+  private static let heads: Set<String> = [
+    "classifier", "cls", "lm_head", "pooler", "qa_outputs", "score",
+  ]
+  /// What old versions of transformers saved along.
+  private static let buffers = ["position_ids", "token_type_ids", "rotary_emb.inv_freq"]
+
+  static func areExpected(_ name: String) -> Bool {
+    let parts = name.split(separator: ".").prefix(2)
+    return parts.contains { heads.contains(String($0)) }
+      || buffers.contains { name.hasSuffix($0) }
   }
 }
 

@@ -55,7 +55,7 @@ struct Convert: ParsableCommand {
     let session = try ModelSession(
       model: model, adapters: [AdapterReference(folder: adapter, name: "source")],
       active: ["source"], task: task.task, content: .weights(options.precision))
-    session.warnAboutRandomParameters()
+    session.warnAboutParameters()
     let (peft, base) = (session.peft, session.loaded.model)
     let before = try MergeProbe(base)
     let report: ConversionReport

@@ -48,11 +48,16 @@ struct Forward: ParsableCommand {
 
   func run() throws {
     options.apply()
+    let inputs = [input, model] + adapters.adapters.map(\.folder)
+    try OutputFolder.check(file: output, of: "--output", inputs: inputs)
+    if let gradients {
+      try OutputFolder.check(file: gradients, of: "--gradients", inputs: inputs + [output])
+    }
     let input = try ForwardInput(input)
     let session = try ModelSession(
       model: model, adapters: adapters.adapters, active: active.names, task: task.task,
       content: .weights(options.precision))
-    session.warnAboutRandomParameters()
+    session.warnAboutParameters()
     if gradients != nil { try checkGradients(session, input) }
     if merge { try session.peft.merge() }
     let rows = try rows.assignment(session.peft, count: input.batch)

@@ -85,7 +85,11 @@ struct Inspect: ParsableCommand {
       if config.taskType == nil, task.task != nil || session.loaded.head != .none {
         config.taskType = session.task.name
       }
-      do { try session.peft.add("default", any: config, seed: 0) } catch {
+      do {
+        for remark in try session.peft.add("default", any: config, seed: 0).remarks {
+          Terminal.writeError("warning: \(remark)\n")
+        }
+      } catch {
         throw error.located(at: settings.place)
       }
     }

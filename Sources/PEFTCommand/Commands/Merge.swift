@@ -38,7 +38,7 @@ struct Merge: ParsableCommand {
     let session = try ModelSession(
       model: model, adapters: adapters.adapters, active: named.map(\.name), task: task.task,
       content: .weights(options.precision))
-    session.warnAboutRandomParameters()
+    session.warnAboutParameters()
     let expected = try MergeProbe(session.loaded.model)
     try session.peft.mergeAndUnload(safe: true)
     let members = try configMembers(session.loaded, folders: named.map(\.folder))

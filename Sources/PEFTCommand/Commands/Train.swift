@@ -37,7 +37,10 @@ struct Train: ParsableCommand {
 
   func run() throws {
     let configuration = try resolvedConfiguration()
-    let run = try PreparedRun(configuration, registry: .standard)
+    let run: PreparedRun
+    do { run = try PreparedRun(configuration, registry: .standard) } catch {
+      throw error.code == .invalidConfiguration ? error.located(at: config ?? "--set") : error
+    }
     let trainer = try run.makeTrainer()
     if !quiet { Terminal.writeError(Self.introduction(run, trainer.plan)) }
 
@@ -102,7 +105,7 @@ struct Train: ParsableCommand {
     ]
     let origin = configuration.initialAdapter.map { " from \($0)" } ?? ""
     lines.append(
-      "adapter   \(configuration.method)\(origin) on \(run.targets.matched.count) modules")
+      "adapter   \(run.method)\(origin) on \(run.targets.matched.count) modules")
     for (pattern, count) in patterns(run.targets.matched) {
       lines.append("            \(pattern)\(count > 1 ? "  (\(count))" : "")")
     }

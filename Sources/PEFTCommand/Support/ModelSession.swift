@@ -96,11 +96,14 @@ struct ModelSession {
     return loaded.newParameters.filter { !covered.contains(FileKey.key($0)) }
   }
 
-  /// Says on standard error when a part of the model is random.
-  func warnAboutRandomParameters() {
+  /// Says on standard error when a part of the model is random, or a part of its files unused.
+  func warnAboutParameters() {
     let names = randomParameters
-    guard !names.isEmpty else { return }
-    Terminal.writeError(
-      "warning: \(loaded.folder) has no \(names.joined(separator: ", ")); initialised at random\n")
+    if !names.isEmpty {
+      Terminal.writeError(
+        "warning: \(loaded.folder) has no \(names.joined(separator: ", ")); initialised at random\n"
+      )
+    }
+    if let notice = loaded.unusedNotice { Terminal.writeError("warning: \(notice)\n") }
   }
 }

@@ -1,7 +1,28 @@
 import PEFT
 
-/// The folder that a command writes.
+/// Where a command writes.
 enum OutputFolder {
+  /// Refuses a file in the place of an input.
+  ///
+  /// - Parameters:
+  ///   - file: The file.
+  ///   - option: The option that names it.
+  ///   - inputs: Files that it must not be, and folders whose files it must not be.
+  /// - Throws: ``PEFTError`` naming the option.
+  static func check(file: String, of option: String, inputs: [String]) throws(PEFTError) {
+    // One that is not there replaces nothing.
+    guard let place = FileSystem.resolved(file) else { return }
+    for input in inputs {
+      guard let other = FileSystem.resolved(input) else { continue }
+      guard place == other || place.hasPrefix(other + "/") else { continue }
+      throw PEFTError(
+        .invalidConfiguration,
+        place == other
+          ? "'\(file)' is the input" : "'\(file)' belongs to the input '\(input)'",
+        at: option, remedy: "Choose another file.")
+    }
+  }
+
   /// Refuses one that would destroy something.
   ///
   /// - Parameters:

@@ -49,7 +49,7 @@ enum Terminal {
     var done = 0
     while done < bytes.count {
       let count = bytes[done...].withUnsafeBytes {
-        Glibc.write(descriptor, $0.baseAddress!, $0.count)
+        writeSome(descriptor, $0)
       }
       if count < 0, errno == EINTR { continue }
       if count <= 0 { return false }
@@ -57,4 +57,9 @@ enum Terminal {
     }
     return true
   }
+}
+
+/// The function of the C library, whose name a method here has too.
+private func writeSome(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer) -> Int {
+  write(descriptor, bytes.baseAddress, bytes.count)
 }

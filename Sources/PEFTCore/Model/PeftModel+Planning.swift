@@ -252,9 +252,12 @@ extension PeftModel {
           + "are marked to be saved (`modules_to_save`)." + selection.layersNote
       }
       // peft's words, which do not always name the targets.
+      let notes = [
+        message.contains(targets) ? nil : "'target_modules' is \(targets).", selection.listNote,
+      ].compactMap { $0 }
       throw PEFTError(
         .noMatchingModule, message,
-        remedy: message.contains(targets) ? nil : "'target_modules' is \(targets).")
+        remedy: notes.isEmpty ? nil : notes.joined(separator: " "))
     }
     let parameters = plan.sites.filter { $0.parameter != nil }
     var excludes = false

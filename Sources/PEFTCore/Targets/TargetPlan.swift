@@ -62,6 +62,12 @@ public struct TargetReport: Equatable, Sendable {
   public internal(set) var additionalInConfig: [String] = []
   /// Paths that this state has adapters for, but the config does not target.
   public internal(set) var additionalInState: [String] = []
+
+  /// What hints at a mistake in the config: the warnings, and the entries that match nothing.
+  public var remarks: [String] {
+    guard !unmatched.isEmpty else { return warnings }
+    return warnings + ["no module matches the target \(PythonText.list(unmatched))"]
+  }
 }
 
 /// Where the values of a new adapter come from.

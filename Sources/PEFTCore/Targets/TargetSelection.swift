@@ -109,6 +109,12 @@ public struct TargetSelection: Sendable, Equatable {
     return text
   }
 
+  /// What to do about a pattern that looks like a list of names.
+  var listNote: String? {
+    guard case .regex(let pattern) = modules, pattern.contains(",") else { return nil }
+    return "A text is one pattern; a list of names is written [q_proj, v_proj]."
+  }
+
   private static func modules(
     _ key: String, _ reader: inout ConfigReader
   ) throws(PEFTError) -> TargetModules? {

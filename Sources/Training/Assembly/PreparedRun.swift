@@ -12,6 +12,8 @@ public struct PreparedRun {
   public let configuration: RunConfiguration
   /// The task.
   public let task: TaskType
+  /// The name of the adapter's method.
+  public let method: String
   /// The base model.
   public let base: LoadedModel
   /// The model with the adapter that is trained.
@@ -67,6 +69,7 @@ public struct PreparedRun {
       settings, task: task, labelling: training.labelling, problem: problem, initial: initial,
       columns: configuration.data)
     labels = found.labels
+    do { try settings.checkOverrides() } catch { throw error.located(at: "'model_config'") }
 
     let tokenizer =
       files.all.contains { $0.format != .tokens } ? try Tokenizer(folder: configuration.model) : nil
@@ -91,29 +94,41 @@ public struct PreparedRun {
     model = built.model
     objective = built.objective
     if let initial {
+      method = try registry.methodName(of: initial)
+      if let given = configuration.method, given != method {
+        throw PEFTError(
+          .invalidConfiguration,
+          "'method' is \(given), but the adapter in 'init_adapter' is of the method \(method)",
+          remedy: "Remove 'method' and its settings: they come from the adapter.")
+      }
       if !configuration.methodSettings.members.isEmpty {
-        notices.append(
-          "'\(configuration.method)' has no effect: the settings come from 'init_adapter'")
+        notices.append("'\(method)' has no effect: the settings come from 'init_adapter'")
       }
       try model.load(initial.path)
       targets = try model.targetReport(of: "default")
     } else {
+      method = configuration.method ?? "lora"
       let config = try configuration.adapterConfig(registry: registry, task: task)
       let calibration =
         config.needsCalibration
         ? train.calibration(
           batches: configuration.initializationBatches, configuration.arguments, objective) : nil
-      targets = try model.add(
-        "default", any: config, seed: UInt64(configuration.arguments.seed),
-        calibration: calibration)
+      do {
+        targets = try model.add(
+          "default", any: config, seed: UInt64(configuration.arguments.seed),
+          calibration: calibration)
+      } catch {
+        throw error.located(at: "'\(method)'")
+      }
     }
+    notices += targets.remarks
     if let random = try base.firstRandomParameter(besides: targets.saved) {
       throw PEFTError(
         .missingTensor,
         "has no '\(random.name)', and the adapter does not train it in full: it would stay random",
         at: configuration.model,
         remedy: initial == nil
-          ? "Add '\(random.module)' to 'modules_to_save' of '\(configuration.method)'."
+          ? "Add '\(random.module)' to 'modules_to_save' of '\(method)'."
           : "Begin with an adapter that has '\(random.module)' in its 'modules_to_save'.")
     }
     if let notice = configuration.arguments.warmupNotice { notices.append(notice) }
@@ -129,6 +144,8 @@ public struct PreparedRun {
       let new = base.newParameters
       if !new.isEmpty { notices.append("new, drawn at random: \(new.joined(separator: ", "))") }
     }
+    if let notice = base.unusedNotice { notices.append(notice) }
+    configuration.method = method
     configuration.taskType = task.name
     if training.labelling == .sequences { configuration.data.problemType = problem }
     self.configuration = configuration
@@ -222,7 +239,7 @@ private struct DataFiles {
     if let initial, let problem = try initial.problemType() {
       return problem
     }
-    return try settings.problemType() ?? train.impliedProblem(data.labelColumn)
+    return try settings.problemType() ?? train.impliedProblem
   }
 
   /// The classes and their number: as configured, else those of the initial adapter, else those of
@@ -233,8 +250,7 @@ private struct DataFiles {
   ) throws(PEFTError) -> (labels: LabelSet?, count: Int) {
     if labelling == .none { return (nil, 2) }
     if labelling == .sequences, problem == .regression {
-      let column = train.format == .tokens ? "label" : columns.labelColumn
-      return (nil, try train.records.first?.numbers(column).count ?? 1)
+      return (nil, try train.records.first?.numbers(train.labelColumn).count ?? 1)
     }
     let labels = try unchecked(settings, initial, columns, ofTokens: labelling == .tokens)
     if labels.count == 0 {
@@ -267,10 +283,10 @@ private struct DataFiles {
     }
     var columns = columns
     if train.format == .tokens {
-      columns.labelColumn = ofTokens ? "labels" : "label"
+      columns.labelColumn = ofTokens ? "labels" : train.labelColumn
       if let largest = try train.largestLabel(columns.labelColumn) {
         if let own, own.count > largest { return own }
-        if let count = settings.object["num_labels"]?.int, count > largest {
+        if let count = settings["num_labels"]?.int, count > largest {
           return try .unnamed(count)
         }
         return try .unnamed(largest + 1)

@@ -143,7 +143,7 @@ extension JSONValue {
 extension ModelConfiguration {
   /// The names of the labels in config.json's `id2label`, if there are any.
   func labels() throws(PEFTError) -> LabelSet? {
-    guard let mapping = object["id2label"]?.object, !mapping.members.isEmpty else { return nil }
+    guard let mapping = self["id2label"]?.object, !mapping.members.isEmpty else { return nil }
     do { return try LabelSet(mapping: mapping) } catch {
       throw error.located(at: "\(path), 'id2label'")
     }

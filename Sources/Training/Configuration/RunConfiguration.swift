@@ -17,8 +17,8 @@ public struct RunConfiguration: Sendable {
   public var modelConfig = JSONObject()
   /// The data.
   public var data = DataConfiguration()
-  /// `method`, the tuner's ``Tuner/methodName``.
-  public var method = "lora"
+  /// `method`, the tuner's ``Tuner/methodName``; unless given that of ``initialAdapter``, else LoRA.
+  public var method: String?
   /// The settings of the method, under its own name.
   public var methodSettings = JSONObject()
   /// `init_adapter`: a folder whose adapter is trained further; its config replaces
@@ -52,7 +52,7 @@ public struct RunConfiguration: Sendable {
     ]
     let known = own + DataConfiguration.keys + TrainingArguments.keys + methods
     for key in known { _ = reader.value(key) }
-    try reader.refuseUnknown(known: known, hints: Self.hints)
+    try reader.refuseUnknown(known: known, hints: Self.hints(object, methods))
 
     let model = try reader.string("model")
     let alias = try reader.string("model_name_or_path")
@@ -94,6 +94,7 @@ public struct RunConfiguration: Sendable {
     } else if let only = blocks.first {
       method = only
     }
+    guard let method else { return }
     if let other = blocks.first(where: { $0 != method }) {
       throw PEFTError(
         .invalidConfiguration,
@@ -102,6 +103,9 @@ public struct RunConfiguration: Sendable {
     }
     methodSettings = try reader.object(method) ?? methodSettings
   }
+
+  /// The method of a new adapter.
+  private var newMethod: String { method ?? "lora" }
 
   /// The config of a new adapter.
   ///
@@ -114,6 +118,7 @@ public struct RunConfiguration: Sendable {
     registry: TunerRegistry, task: TaskType
   ) throws(PEFTError) -> any TunerConfig {
     var object = methodSettings
+    let method = newMethod
     guard let identity = registry.identifyingMembers(ofMethod: method) else {
       throw PEFTError(.invalidConfiguration, "the method '\(method)' is not registered")
     }
@@ -144,8 +149,17 @@ public struct RunConfiguration: Sendable {
     return config
   }
 
-  /// What to do about keys of Hugging Face that have another name here.
-  private static let hints: [String: String] = [
+  /// What to do about keys of Hugging Face that have another name or place here.
+  private static func hints(_ object: JSONObject, _ methods: [String]) -> [String: String] {
+    let method = object["method"]?.string ?? methods.first { object[$0] != nil } ?? "lora"
+    var hints = otherNames
+    for key in ["r", "lora_alpha", "lora_dropout", "target_modules", "init_sigma"] {
+      hints[key] = "It belongs under '\(method)'."
+    }
+    return hints
+  }
+
+  private static let otherNames: [String: String] = [
     "bf16": "Set 'precision: bfloat16'.",
     "fp16": "Set 'precision: bfloat16'; half precision is not supported.",
     "torch_dtype": "Set 'precision' to float32 or bfloat16.",
@@ -156,10 +170,6 @@ public struct RunConfiguration: Sendable {
     "block_size": "Did you mean 'max_length'?",
     "max_seq_length": "Did you mean 'max_length'?",
     "overwrite_output_dir": "Remove it: a new run always begins afresh.",
-    "r": "It belongs under 'lora'.",
-    "lora_alpha": "It belongs under 'lora'.",
-    "lora_dropout": "It belongs under 'lora'.",
-    "target_modules": "It belongs under 'lora'.",
   ]
 
   /// All settings under their keys, resolved, as a run saves them.
@@ -171,7 +181,7 @@ public struct RunConfiguration: Sendable {
     ]
     members += data.object.members.map { ($0.key, $0.value) }
     members += [
-      ("method", .string(method)), (method, .object(methodSettings)),
+      ("method", .string(newMethod)), (newMethod, .object(methodSettings)),
       ("init_adapter", initialAdapter.map { .string($0) } ?? .null),
       ("initialization_batches", .int(initializationBatches)),
     ]

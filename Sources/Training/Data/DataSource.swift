@@ -13,6 +13,9 @@ public struct DataSource: Sendable {
   public let records: [DataRecord]
   /// The text of a plain-text file.
   public let text: String?
+  /// The column with the labels of sequences: the configured one, or `labels` of token ids, where it
+  /// is no list with a label for each token.
+  public let labelColumn: String
 
   /// Reads a file.
   ///
@@ -31,6 +34,7 @@ public struct DataSource: Sendable {
           .invalidConfiguration,
           "'data_format' is \(configuration.format.rawValue), but a .txt file holds text", at: path)
       }
+      labelColumn = configuration.labelColumn
       text = try DataFile.text(path)
       records = []
       format = .text
@@ -40,6 +44,11 @@ public struct DataSource: Sendable {
       format =
         configuration.format == .auto
         ? Self.format(of: records[0], configuration, task) : configuration.format
+      let values = records[0].values
+      let hasOther =
+        format == .tokens && values[configuration.labelColumn] == nil && values["labels"] != nil
+        && (task == .sequenceClassification || values["labels"]?.array == nil)
+      labelColumn = hasOther ? "labels" : configuration.labelColumn
     }
     if let task { try check(task) }
   }
@@ -77,9 +86,12 @@ public struct DataSource: Sendable {
     case .tokenClassification: return .tokenClassification
     case .questionAnswering: return .questionAnswering
     case .tokens:
-      if records[0].values["label"] != nil { return .sequenceClassification }
-      if records[0].values["start_positions"] != nil { return .questionAnswering }
-      return records[0].values["labels"] != nil ? .causalLM : nil
+      let values = records[0].values
+      if let label = values[labelColumn], labelColumn != "labels" || label.array == nil {
+        return .sequenceClassification
+      }
+      if values["start_positions"] != nil { return .questionAnswering }
+      return values["labels"] != nil ? .causalLM : nil
     case .auto: return nil
     }
   }
@@ -135,8 +147,8 @@ public struct DataSource: Sendable {
   /// What the labels of sequences are, by those of the first record: a list of names, or numbers
   /// with a fraction. In CSV files, which have no types, all labels must be numbers and one of them
   /// no integer.
-  func impliedProblem(_ column: String) -> ProblemType {
-    let value = records.first?.values[format == .tokens ? "label" : column]
+  var impliedProblem: ProblemType {
+    let value = records.first?.values[labelColumn]
     func isFraction(_ value: JSONValue) -> Bool {
       if case .double = value { return true }
       return false
@@ -144,15 +156,16 @@ public struct DataSource: Sendable {
     if let elements = value?.array {
       return elements.contains(where: isFraction) ? .regression : .multiLabel
     }
-    if value?.string != nil { return hasWrittenNumbers(column) ? .regression : .singleLabel }
+    if value?.string != nil { return hasWrittenNumbers ? .regression : .singleLabel }
     return value.map(isFraction) == true ? .regression : .singleLabel
   }
 
-  private func hasWrittenNumbers(_ column: String) -> Bool {
+  private var hasWrittenNumbers: Bool {
     guard path.hasSuffix(".csv") || path.hasSuffix(".tsv") else { return false }
     var hasFraction = false
     for record in records {
-      guard let text = record.values[column]?.string, let number = Double(text), number.isFinite
+      guard let text = record.values[labelColumn]?.string, let number = Double(text),
+        number.isFinite
       else { return false }
       if Int(text) == nil { hasFraction = true }
     }

@@ -4,12 +4,17 @@ import PEFTSupport
 struct CheckpointFolder {
   static let prefix = "checkpoint-"
   static let optimizerName = "optimizer.safetensors"
+  /// The folder in which the run's result is complete before it replaces an earlier one's.
+  private static let resultName = ".result"
 
   /// The run's output folder.
   let output: String
 
   /// The folder of a step.
   func path(_ step: Int) -> String { FileSystem.join(output, "\(Self.prefix)\(step)") }
+
+  /// Where the result is put together.
+  var resultPath: String { FileSystem.join(output, Self.resultName) }
 
   /// The steps for which there is a folder, in order, of whatever run.
   func steps() throws(PEFTError) -> [Int] {
@@ -33,6 +38,8 @@ struct CheckpointFolder {
   /// Removes what a kill in the middle of writing left behind.
   func removeLeftovers() throws(PEFTError) {
     guard FileSystem.isDirectory(output) else { return }
+    FileSystem.removeLeftovers(of: resultPath)
+    FileSystem.removeTree(resultPath)
     for name in try FileSystem.list(output) {
       guard let dot = name.firstIndex(of: "."), let step = Self.step(of: String(name[..<dot]))
       else { continue }

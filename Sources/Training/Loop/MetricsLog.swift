@@ -9,12 +9,13 @@ final class MetricsLog {
   ///
   /// - Parameters:
   ///   - path: The file.
-  ///   - steps: Entries up to this step are kept; 0 begins a new log.
-  init(_ path: String, keepingSteps steps: Int) throws(PEFTError) {
+  ///   - steps: The step at which the run goes on.
+  ///   - former: The run's log so far, of which the entries up to that step are taken.
+  init(_ path: String, goingOnAt steps: Int, after former: String?) throws(PEFTError) {
     var kept = ""
-    if steps > 0, FileSystem.exists(path) {
+    if let former, FileSystem.exists(former) {
       // A run that was killed may have logged more than it saved, and half a line at the end.
-      for line in try FileSystem.read(path).split(separator: UInt8(ascii: "\n")) {
+      for line in try FileSystem.read(former).split(separator: UInt8(ascii: "\n")) {
         guard let entry = (try? JSONValue(parsing: Array(line)))?.object,
           let step = entry["step"]?.int, step <= steps,
           entry["loss"] != nil || entry["eval_loss"] != nil

@@ -11,6 +11,9 @@ import PEFTSupport
 /// checkpoint, and compared on resuming.
 struct RunRecord {
   static let fileName = "training_config.json"
+  /// The name in the output folder until the run has its result: an earlier run's adapter, which may
+  /// still be there, has a record of its own.
+  static let unfinishedName = "unfinished_run.json"
 
   /// Tells the checkpoints of this run from those of an earlier one in the same folder.
   var id: String
@@ -53,12 +56,21 @@ struct RunRecord {
     self.threads = threads
   }
 
-  /// Reads the record in a folder that may have none.
+  /// Reads the record of the result in a folder that may have none.
   ///
   /// - Throws: ``PEFTError`` when it is malformed.
   init?(ifIn folder: String) throws(PEFTError) {
-    guard FileSystem.exists(FileSystem.join(folder, Self.fileName)) else { return nil }
-    try self.init(folder: folder)
+    let path = FileSystem.join(folder, Self.fileName)
+    guard FileSystem.exists(path) else { return nil }
+    try self.init(file: path)
+  }
+
+  /// Reads the record of the last run that wrote into an output folder; `nil` where none did.
+  ///
+  /// - Throws: ``PEFTError`` when it is malformed.
+  init?(ofLastRunIn output: String) throws(PEFTError) {
+    let path = FileSystem.join(output, Self.unfinishedName)
+    if FileSystem.exists(path) { try self.init(file: path) } else { try self.init(ifIn: output) }
   }
 
   /// Reads the record in a folder.
@@ -71,6 +83,10 @@ struct RunRecord {
         .fileNotFound, "has no \(Self.fileName)", at: folder,
         remedy: "Training can be resumed from the checkpoint folders that 'peft train' writes.")
     }
+    try self.init(file: path)
+  }
+
+  private init(file path: String) throws(PEFTError) {
     let value = try FileSystem.readJSON(path)
     guard let id = value["run_id"]?.string, let settings = value["settings"]?.object,
       let steps = value["total_steps"]?.int, let data = value["train_data"]?.string,

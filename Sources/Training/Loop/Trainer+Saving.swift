@@ -71,13 +71,22 @@ extension Trainer {
           "the checkpoint was made with \(saved.threads) threads, now there are "
             + "\(record.threads): rounding may differ"))
     }
+    if record.settings["model"] != saved.settings["model"] {
+      try observe(
+        .notice(
+          "'model' is another folder than the checkpoint's: the run goes on as before if it holds "
+            + "the same model"))
+    }
+    // The run's log is in the folder whose last run it was: this one, or the checkpoint's.
+    for output in [arguments.outputFolder, FileSystem.join(folder, "..")]
+    where try formerLog == nil && RunRecord(ofLastRunIn: output)?.id == saved.id {
+      formerLog = FileSystem.join(output, MetricsLog.fileName)
+    }
     record.id = saved.id
   }
 
   private func newestCheckpoint() throws -> String? {
-    // The record in the output folder says which run was the last one there.
-    let output = arguments.outputFolder
-    guard let id = try RunRecord(ifIn: output)?.id else { return nil }
+    guard let id = try RunRecord(ofLastRunIn: arguments.outputFolder)?.id else { return nil }
     return try checkpoints.steps(ofRun: id).last.map(checkpoints.path)
   }
 
@@ -108,13 +117,14 @@ extension Trainer {
 
   // MARK: Output
 
-  /// Makes the output folder and saves the resolved settings in it.
+  /// Makes the output folder and saves the resolved settings in it. The result of an earlier run stays
+  /// as it is until there is a new one.
   func prepareOutput() throws(PEFTError) {
     let output = arguments.outputFolder
     try FileSystem.createDirectory(output)
     try checkpoints.removeLeftovers()
     try FileSystem.write(
-      FileSystem.join(output, RunRecord.fileName), Self.text(record.object))
+      FileSystem.join(output, RunRecord.unfinishedName), Self.text(record.object))
   }
 
   /// Writes the checkpoint of the present step; it is complete or absent.
@@ -126,9 +136,7 @@ extension Trainer {
       try self.writeAdapter(into: folder, form: .trained)
       try SafetensorsWriter.write(
         self.optimizer.items, to: FileSystem.join(folder, CheckpointFolder.optimizerName))
-      try FileSystem.write(
-        FileSystem.join(folder, RunRecord.fileName), Self.text(self.record.object))
-      try self.writeState(into: folder)
+      try self.writeRecords(into: folder)
     }
     if let limit = arguments.saveTotalLimit {
       try checkpoints.prune(
@@ -140,7 +148,6 @@ extension Trainer {
   private func writeAdapter(
     into folder: String, form: SavedForm = .automatic
   ) throws(PEFTError) {
-    // The adapter's config comes last: a folder without it is not taken for an adapter.
     if let labels = artifacts.labels {
       try FileSystem.write(
         FileSystem.join(folder, LabelSet.fileName), labels.json.text(.indented) + "\n")
@@ -148,9 +155,31 @@ extension Trainer {
     try model.write(into: folder, adapter: adapter, form: form, card: artifacts.card)
   }
 
-  private func writeState(into folder: String) throws(PEFTError) {
+  private func writeRecords(into folder: String) throws(PEFTError) {
+    try FileSystem.write(
+      FileSystem.join(folder, RunRecord.fileName), Self.text(record.object))
     try FileSystem.write(
       FileSystem.join(folder, TrainerState.fileName), Self.text(state.object(plan, arguments)))
+  }
+
+  /// Writes the adapter with its records into the output folder: all of it, or what was there stays.
+  private func writeResult() throws {
+    let output = arguments.outputFolder
+    let card = FileSystem.join(output, "README.md")
+    try FileSystem.writeDirectory(checkpoints.resultPath) { folder in
+      // What its author wrote into the card stays.
+      if FileSystem.exists(card) {
+        try FileSystem.write(
+          FileSystem.join(folder, "README.md"),
+          String(decoding: FileSystem.read(card), as: UTF8.self))
+      }
+      try self.writeRecords(into: folder)
+      try self.writeAdapter(into: folder)
+    }
+    try FileSystem.moveFiles(
+      from: checkpoints.resultPath, to: output, last: AdapterFolder.configName,
+      replacing: model.registry.fileNames.union([LabelSet.fileName]))
+    FileSystem.removeTree(FileSystem.join(output, RunRecord.unfinishedName))
   }
 
   private static func text(_ object: JSONObject) -> String {
@@ -205,7 +234,6 @@ extension Trainer {
         [("step", .int(state.step)), ("epoch", .double(epoch))] + result.members("test"))
       try observe(.evaluated(result, name: "test", epoch: epoch, isBest: false))
     }
-    try writeState(into: arguments.outputFolder)
-    try writeAdapter(into: arguments.outputFolder)
+    try writeResult()
   }
 }

@@ -27,6 +27,8 @@ public final class Trainer {
   let checkpoints: CheckpointFolder
   var state = TrainerState()
   var record: RunRecord
+  /// The log of a run that is resumed, which may stand in another output folder.
+  var formerLog: String?
   private var order: (epoch: Int, places: [Int])?
 
   /// Creates a trainer.
@@ -82,6 +84,12 @@ public final class Trainer {
         .invalidConfiguration, "'load_best_model_at_end' needs data to evaluate",
         remedy: "Name it with 'validation_file'.")
     }
+    if FileSystem.exists(FileSystem.join(arguments.outputFolder, "config.json")) {
+      throw PEFTError(
+        .invalidConfiguration,
+        "'output_dir' is the folder of a model, whose files it would be mixed with",
+        at: arguments.outputFolder, remedy: "Choose another folder.")
+    }
     if !metrics.contains(self.metric) {
       throw PEFTError(
         .invalidConfiguration,
@@ -107,7 +115,8 @@ public final class Trainer {
     let start = state.step
     try prepareOutput()
     let log = try MetricsLog(
-      FileSystem.join(arguments.outputFolder, MetricsLog.fileName), keepingSteps: start)
+      FileSystem.join(arguments.outputFolder, MetricsLog.fileName), goingOnAt: start,
+      after: formerLog)
     try observe(.started(plan, resumedAt: start))
     var summary = TrainingSummary(
       steps: start, epochs: 0, loss: 0, seconds: 0, trainingSeconds: 0, tokens: 0)

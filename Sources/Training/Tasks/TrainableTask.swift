@@ -124,7 +124,7 @@ struct SequenceClassificationTask: TrainableTask {
   func dataset(_ source: DataSource, _ builder: DatasetBuilder) throws(PEFTError) -> Dataset {
     source.format == .tokens
       ? try builder.tokens(source) { (record, example) throws(PEFTError) in
-        try builder.label(&example, with: record, column: "label", byName: false)
+        try builder.label(&example, with: record, column: source.labelColumn, byName: false)
       }
       : try builder.sequences(source)
   }
