@@ -5,7 +5,7 @@ import PEFTSupport
 /// ```swift
 /// var registry = TunerRegistry()
 /// registry.register(LoRATuner.self)
-/// registry.prepend(MyDispatcher(), to: LoRATuner.self)
+/// try registry.prepend(MyDispatcher(), to: LoRATuner.self)
 /// ```
 public struct TunerRegistry: Sendable {
   struct Entry: Sendable {

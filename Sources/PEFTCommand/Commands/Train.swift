@@ -17,6 +17,11 @@ struct Train: ParsableCommand {
       before it:
 
         peft train --config run.yaml --set learning_rate=1e-3 --set lora.r=16
+
+      The keys, of which model, train_file and output_dir must be there; under a method's name stand \
+      its own settings:
+
+      \(RunConfiguration.keys(.standard).joined(separator: ", "))
       """)
 
   @Option(name: .shortAndLong, help: "A YAML file with the settings.")

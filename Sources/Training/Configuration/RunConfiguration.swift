@@ -36,6 +36,14 @@ public struct RunConfiguration: Sendable {
     arguments = TrainingArguments(outputFolder: outputFolder)
   }
 
+  /// The keys of all settings: of the model, the data, the training, and the names of the methods.
+  public static func keys(_ registry: TunerRegistry) -> [String] {
+    [
+      "model", "model_name_or_path", "task_type", "precision", "random_weights", "model_config",
+      "method", "init_adapter", "initialization_batches",
+    ] + DataConfiguration.keys + TrainingArguments.keys + registry.methodNames
+  }
+
   /// Reads a configuration.
   ///
   /// - Parameters:
@@ -46,11 +54,7 @@ public struct RunConfiguration: Sendable {
   public init(_ object: JSONObject, registry: TunerRegistry) throws(PEFTError) {
     var reader = SettingsReader(object)
     let methods = registry.methodNames
-    let own = [
-      "model", "model_name_or_path", "task_type", "precision", "random_weights", "model_config",
-      "method", "init_adapter", "initialization_batches",
-    ]
-    let known = own + DataConfiguration.keys + TrainingArguments.keys + methods
+    let known = Self.keys(registry)
     for key in known { _ = reader.value(key) }
     try reader.refuseUnknown(known: known, hints: Self.hints(object, methods))
 
