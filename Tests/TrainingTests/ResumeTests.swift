@@ -8,13 +8,18 @@ import Testing
 /// bit.
 @Suite(.serialized)
 struct ResumeTests {
-  @Test(arguments: [(TinyRun.Kind.classifier, 7), (.classifier, 12), (.languageModel, 1)])
-  func resumingEqualsAnUninterruptedRun(_ kind: TinyRun.Kind, _ step: Int) throws {
+  @Test(
+    arguments: TinyRun.Method.allCases,
+    [(TinyRun.Kind.classifier, 7), (.classifier, 12), (.languageModel, 1)])
+  func resumingEqualsAnUninterruptedRun(
+    _ method: TinyRun.Method, _ point: (TinyRun.Kind, Int)
+  ) throws {
+    let (kind, step) = point
     let run = try TinyRun(kind)
     let common: [String: JSONValue] = [
       "validation_file": .string(run.folder("validation.jsonl")),
       "gradient_accumulation_steps": 2, "num_train_epochs": 6,
-    ]
+    ].merging(TinyRun.choosing(method, kind)) { $1 }
     func changes(_ other: [String: JSONValue]) -> [String: JSONValue] {
       common.merging(other) { $1 }
     }
