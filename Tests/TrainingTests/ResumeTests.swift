@@ -192,6 +192,28 @@ struct ResumeTests {
     #expect(text.contains("checkpoint-4"))
   }
 
+  /// A key that is in the file only where it is not the default, either way round.
+  @Test(arguments: [false, true])
+  func keysOfTheCheckpointAloneCount(_ isThere: Bool) throws {
+    let run = try TinyRun()
+    let without = TinyRun.choosing(.dora)
+    var settings = try #require(without["dora"]?.object)
+    settings["dora_detach_norm"] = false
+    let with = without.merging(["dora": .object(settings)]) { $1 }
+    let resuming: [String: JSONValue] = ["resume_from_checkpoint": true]
+    try run.train(isThere ? with : without, stopAfter: 4)
+    let text = failure {
+      try run.train((isThere ? without : with).merging(resuming) { $1 })
+    }
+    let (now, then) = isThere ? ("null", "false") : ("false", "null")
+    #expect(
+      text.contains(
+        "the adapter's 'dora_detach_norm' is \(now), the checkpoint was made with \(then)"),
+      "\(text)")
+    #expect(text.contains("checkpoint-4"))
+    #expect(try run.train((isThere ? with : without).merging(resuming) { $1 }).steps == 18)
+  }
+
   @Test func otherDataIsRefused() throws {
     let run = try TinyRun()
     try run.train(stopAfter: 4)
