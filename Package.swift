@@ -100,7 +100,9 @@ let package = Package(
     // Models and training.
     + module("Tokenizers", ["PEFTSupport"])
     + module("Models", ["NN"] + tensors)
-    + module("Training", ["Models", "Tokenizers"] + adapters, testing: ["TunerLoRA"])
+    + module(
+      "Training", ["Models", "Tokenizers"] + adapters,
+      testing: ["TunerLoRA", "TunerDoRA", "TunerEDoRA"])
     + module("PEFT", umbrella, testing: ["LayerTestSupport"])
     // The tool.
     + [

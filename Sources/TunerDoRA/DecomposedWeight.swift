@@ -18,20 +18,20 @@ package final class DecomposedWeight {
     /// A, `[rank, inputs]`, and P, `[outputs, rank]`, tracked where their parameters are.
     let aMatrix: () -> Tensor
     let outerMatrix: () -> Tensor
-    /// s.
-    let scaling: Float
+    /// s, which can be changed at any time.
+    let scaling: () -> Float
 
     /// Describes a low-rank change.
     ///
     /// - Parameters:
     ///   - a: A.
     ///   - outer: The parameters of P.
-    ///   - scaling: s.
+    ///   - scaling: The present s.
     ///   - aMatrix: A as `[rank, inputs]`; of all inputs where the host has groups.
     ///   - outerMatrix: P as `[outputs, rank]`, zero where groups do not meet.
     package init(
-      a: Parameter, outer: [Parameter], scaling: Float, aMatrix: @escaping () -> Tensor,
-      outerMatrix: @escaping () -> Tensor
+      a: Parameter, outer: [Parameter], scaling: @escaping () -> Float,
+      aMatrix: @escaping () -> Tensor, outerMatrix: @escaping () -> Tensor
     ) {
       self.a = a
       self.outer = outer
@@ -72,6 +72,7 @@ package final class DecomposedWeight {
   private struct ScaleVersion: Equatable {
     let products: ProductVersion
     let outer: [Int]
+    let scaling: Float
     let magnitude: Int
   }
 
@@ -116,18 +117,20 @@ package final class DecomposedWeight {
         crossTransposed: wholeMatrix(parameters).multiply(change.aMatrix().detached), parameters)
     }
     let products = products!
+    let scaling = change.scaling()
     let wanted = ScaleVersion(
-      products: products.of, outer: change.outer.map(\.version), magnitude: magnitude.version)
+      products: products.of, outer: change.outer.map(\.version), scaling: scaling,
+      magnitude: magnitude.version)
     if scale?.of != wanted {
       let norms = products.value.norms(
-        outer: withoutGradients { change.outerMatrix() }, scaling: change.scaling)
+        outer: withoutGradients { change.outerMatrix() }, scaling: scaling)
       scale = (wanted, ColumnScale(magnitude: magnitude.value, norms: norms))
     }
     let known = scale!.value
     if detachesNorm || !GradientMode.isRecording { return known.tracking(magnitude.tensor) }
     let matrix = wholeMatrix(parameters)
     let norms = products.value.trackedNorms(
-      outer: change.outerMatrix(), a: change.aMatrix(), scaling: change.scaling
+      outer: change.outerMatrix(), a: change.aMatrix(), scaling: scaling
     ) { x, beta, destination in
       matrix.multiplyTransposed(x, count: x.count / matrix.rows, beta: beta, into: destination)
     }
@@ -176,7 +179,7 @@ package final class DecomposedWeight {
     let product = product(of: x, matrix, call.parameters)
     return decomposedLinear(
       x, product: product, weight: matrix, bias: call.parameters.bias?.tensor, low: low(x),
-      b: b.tensor, scaling: change.scaling, scale: columnScale(call.parameters))
+      b: b.tensor, scaling: change.scaling(), scale: columnScale(call.parameters))
   }
 
   /// x·Wᵀ of a linear layer without a graph, and A·Wᵀ in the same pass over the weight when that is
@@ -249,11 +252,11 @@ package final class DecomposedWeight {
     case .rows:
       let own = gains.reshaped([gains.count, 1]).rowRange(rows).reshaped([rows.count])
       block = block + weight.scalingRows(by: own)
-      block.addProduct(scaledOuter.rowRange(rows), a.transposed(), scale: change.scaling)
+      block.addProduct(scaledOuter.rowRange(rows), a.transposed(), scale: change.scaling())
     case .columns:
       block = block + weight.scalingColumns(by: gains)
       block.addProduct(
-        selectColumns(a, rows.map { Int32($0) }), scaledOuter, scale: change.scaling)
+        selectColumns(a, rows.map { Int32($0) }), scaledOuter, scale: change.scaling())
     }
   }
 
@@ -272,7 +275,7 @@ package final class DecomposedWeight {
     let norms = LowRankNorms(
       squared: parameters.squaredNorms(axis),
       crossTransposed: parameters.matrix(axis).multiply(a), a: a
-    ).norms(outer: outer, scaling: change.scaling)
+    ).norms(outer: outer, scaling: change.scaling())
     let factors = ColumnScale(magnitude: magnitude.value, norms: norms).factors
     merging = (factors, base.rows, rows.upperBound)
     return factors

@@ -9,7 +9,7 @@ import TunerLoRA
 /// What A does to the input is the host's business, and every place of the output is a row, so one
 /// class serves linear layers, embeddings and convolutions. An embedding's norm is taken over the
 /// vocabulary for each dimension, as in peft.
-package final class DoRALayer: MagnitudeLayer {
+package final class DoRALayer: MagnitudeLayer, ScaledLayer {
   /// LoRA's layer, which holds A and B.
   package let factors: any LoRAFactors
   /// m and what it is divided by.
@@ -32,7 +32,7 @@ package final class DoRALayer: MagnitudeLayer {
     weight = DecomposedWeight(
       magnitude: magnitude,
       change: .init(
-        a: factors.a, outer: [factors.b], scaling: Float(factors.scaling),
+        a: factors.a, outer: [factors.b], scaling: { Float(factors.scaling) },
         aMatrix: { factors.aMatrix }, outerMatrix: { factors.bMatrix.spread(overGroups: count) }),
       host: host, detachesNorm: detachesNorm)
     switch host {
@@ -51,6 +51,14 @@ package final class DoRALayer: MagnitudeLayer {
     factors.parameters + [AdapterParameter(LoRAKey.magnitude, weight.magnitude)]
   }
 
+  /// s, inside the direction: the magnitude stays the length whatever it is.
+  package var scaling: Double {
+    get { factors.scaling }
+    set { factors.scaling = newValue }
+  }
+  /// s as the config has it.
+  package var configuredScaling: Double { factors.configuredScaling }
+
   package var needsBaseOutput: Bool { true }
 
   package func output(_ call: LayerCall) -> Tensor? {
@@ -64,7 +72,7 @@ package final class DoRALayer: MagnitudeLayer {
     weight.contribute(call, of: input, isDropped: isDropped, to: &sum) { direction in
       direction.addProduct(
         call.host.project(input, by: factors.a.tensor), factors.bMatrix, groups: groups,
-        scale: Float(factors.scaling))
+        scale: Float(scaling))
     }
   }
 

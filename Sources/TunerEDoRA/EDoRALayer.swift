@@ -6,11 +6,13 @@ import TunerDoRA
 import TunerLoRA
 
 /// EDoRA or LoRA-XS on a linear layer: y = b + g∘(x·Wᵀ + s·B(R(A(x)))), g being 1 for LoRA-XS.
-final class EDoRALayer: TunerLayer {
+final class EDoRALayer: ScaledLayer {
   /// The rank.
   let rank: Int
   /// s.
-  let scaling: Float
+  var scaling: Double
+  /// s as the config has it.
+  let configuredScaling: Double
   /// Dropout on the input of A.
   let dropout: Dropout
   /// A, `[rank, inputs]`, frozen.
@@ -20,7 +22,7 @@ final class EDoRALayer: TunerLayer {
   /// R, `[rank, rank]`; `nil` where A and B are trained instead of it.
   let latent: Parameter?
   /// The magnitude and the norms; `nil` for LoRA-XS.
-  let weight: DecomposedWeight?
+  private(set) var weight: DecomposedWeight?
   /// What a compact file has in the place of A and B: the base weight's fingerprint and theirs.
   let mark: Parameter?
   private let site: UInt64
@@ -38,7 +40,8 @@ final class EDoRALayer: TunerLayer {
         "'r' is \(rank), but a weight [\(outputs), \(inputs)] has only \(min(inputs, outputs)) "
           + "singular vectors", remedy: "Lower 'r', or set 'rank_pattern' for this module.")
     }
-    scaling = Float(try config.lora.scaling(site.target, rank: rank))
+    configuredScaling = try config.lora.scaling(site.target, rank: rank)
+    scaling = configuredScaling
     dropout = Dropout(config.lora.dropout, at: site)
     self.site = siteID(site.path)
     reconstruction = config.reconstruction
@@ -52,20 +55,19 @@ final class EDoRALayer: TunerLayer {
         .normal(
           [rank, rank], deviation: Float(config.sigma),
           key: site.randomKey("lora_latent_mapping")))
-    let (inner, outer, between) = (a, b, latent)
-    weight =
-      config.method == .loraXS
-      ? nil
-      : DecomposedWeight(
-        magnitude: Parameter(Tensor(repeating: 1, shape: [outputs])),
-        change: .init(
-          a: a, outer: [b] + (latent.map { [$0] } ?? []), scaling: scaling,
-          aMatrix: { inner.tensor },
-          outerMatrix: { Self.product(outer.tensor, between?.tensor) }),
-        host: site.host, detachesNorm: config.lora.detachesNorm)
     mark =
       config.isCompact
       ? Parameter(.zeros([Fingerprint.length + 2 * rank]), isTrainable: false) : nil
+    if config.method == .edora {
+      let (inner, outer, between) = (a, b, latent)
+      weight = DecomposedWeight(
+        magnitude: Parameter(Tensor(repeating: 1, shape: [outputs])),
+        change: .init(
+          a: a, outer: [b] + (latent.map { [$0] } ?? []),
+          scaling: { [unowned self] in Float(self.scaling) }, aMatrix: { inner.tensor },
+          outerMatrix: { Self.product(outer.tensor, between?.tensor) }),
+        host: site.host, detachesNorm: config.lora.detachesNorm)
+    }
     guard site.initializesFromWeight else { return }
     try computeFactors(site.parameters)
     if trainsFactors {
@@ -214,7 +216,7 @@ final class EDoRALayer: TunerLayer {
     }
     let dropped = dropout(x, call.context)
     func addChange(_ direction: inout Tensor) {
-      direction.addProduct(low(dropped), b.tensor, scale: scaling)
+      direction.addProduct(low(dropped), b.tensor, scale: Float(scaling))
     }
     guard let weight else { return addChange(&sum) }
     weight.contribute(
@@ -227,7 +229,7 @@ final class EDoRALayer: TunerLayer {
   ) throws(PEFTError) {
     if let weight { return try weight.addDelta(rows: rows, to: &block, base: base) }
     let outer = Self.product(b.value, latent?.value)
-    block.addProduct(outer.rowRange(rows), a.value.transposed(), scale: scaling)
+    block.addProduct(outer.rowRange(rows), a.value.transposed(), scale: Float(scaling))
   }
 
   func printed(

@@ -6,11 +6,13 @@ import Tensors
 ///
 /// It is not public: within this package, LoRA's relatives take LoRA's layers with their
 /// initialisation and add to them.
-package protocol LoRAFactors: LowRankLayer {
+package protocol LoRAFactors: LowRankLayer, ScaledLayer {
   /// Rank of the update.
   var rank: Int { get }
   /// Dropout on the input of A.
   var dropout: Dropout { get }
+  /// s, which both protocols above have.
+  var scaling: Double { get set }
 }
 
 extension LoRALayer: LoRAFactors {}

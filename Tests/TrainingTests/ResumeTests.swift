@@ -8,13 +8,18 @@ import Testing
 /// bit.
 @Suite(.serialized)
 struct ResumeTests {
-  @Test(arguments: [(TinyRun.Kind.classifier, 7), (.classifier, 12), (.languageModel, 1)])
-  func resumingEqualsAnUninterruptedRun(_ kind: TinyRun.Kind, _ step: Int) throws {
+  @Test(
+    arguments: TinyRun.Method.allCases,
+    [(TinyRun.Kind.classifier, 7), (.classifier, 12), (.languageModel, 1)])
+  func resumingEqualsAnUninterruptedRun(
+    _ method: TinyRun.Method, _ point: (TinyRun.Kind, Int)
+  ) throws {
+    let (kind, step) = point
     let run = try TinyRun(kind)
     let common: [String: JSONValue] = [
       "validation_file": .string(run.folder("validation.jsonl")),
       "gradient_accumulation_steps": 2, "num_train_epochs": 6,
-    ]
+    ].merging(TinyRun.choosing(method, kind)) { $1 }
     func changes(_ other: [String: JSONValue]) -> [String: JSONValue] {
       common.merging(other) { $1 }
     }
@@ -257,6 +262,28 @@ struct ResumeTests {
     let text = failure { try run.train(["resume_from_checkpoint": true, key: value]) }
     #expect(text.contains(expected), "\(text)")
     #expect(text.contains("checkpoint-4"))
+  }
+
+  /// A key that is in the file only where it is not the default, either way round.
+  @Test(arguments: [false, true])
+  func keysOfTheCheckpointAloneCount(_ isThere: Bool) throws {
+    let run = try TinyRun()
+    let without = TinyRun.choosing(.dora)
+    var settings = try #require(without["dora"]?.object)
+    settings["dora_detach_norm"] = false
+    let with = without.merging(["dora": .object(settings)]) { $1 }
+    let resuming: [String: JSONValue] = ["resume_from_checkpoint": true]
+    try run.train(isThere ? with : without, stopAfter: 4)
+    let text = failure {
+      try run.train((isThere ? without : with).merging(resuming) { $1 })
+    }
+    let (now, then) = isThere ? ("null", "false") : ("false", "null")
+    #expect(
+      text.contains(
+        "the adapter's 'dora_detach_norm' is \(now), the checkpoint was made with \(then)"),
+      "\(text)")
+    #expect(text.contains("checkpoint-4"))
+    #expect(try run.train((isThere ? with : without).merging(resuming) { $1 }).steps == 18)
   }
 
   @Test func otherDataIsRefused() throws {

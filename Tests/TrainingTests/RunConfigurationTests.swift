@@ -2,6 +2,8 @@ import NN
 import PEFTCore
 import PEFTSupport
 import Testing
+import TunerDoRA
+import TunerEDoRA
 import TunerLoRA
 
 @testable import Training
@@ -9,6 +11,9 @@ import TunerLoRA
 var standardRegistry: TunerRegistry {
   var registry = TunerRegistry()
   registry.register(LoRATuner.self)
+  registry.register(DoRATuner.self)
+  registry.register(EDoRATuner.self)
+  registry.register(LoRAXSTuner.self)
   return registry
 }
 

@@ -39,21 +39,46 @@ struct TinyRun {
     try FileSystem.write(
       folder("train.jsonl"), Self.lines(kind, count: examples, seed: 1))
     try FileSystem.write(folder("validation.jsonl"), Self.lines(kind, count: 9, seed: 2))
-    let targets: JSONValue = kind == .classifier ? ["query", "dense"] : ["q_proj", "down_proj"]
-    let lora: JSONValue = [
-      "r": 2, "lora_dropout": 0.2, "init_lora_weights": false, "target_modules": targets,
-    ]
     settings = JSONObject([
       ("model", .string(model)), ("random_weights", true),
       ("train_file", .string(folder("train.jsonl"))),
       ("output_dir", .string(folder("out"))), ("num_train_epochs", 3),
       ("per_device_train_batch_size", 4), ("learning_rate", 0.01), ("warmup_steps", 2),
       ("seed", 3), ("num_threads", 1),
-      ("lora", lora),
+      ("lora", .object(Self.adapter(kind, Method.lora))),
     ])
   }
 
   enum Kind { case classifier, languageModel }
+
+  /// The methods that runs are made with.
+  enum Method: String, CaseIterable {
+    case lora, dora, edora
+    /// EDoRA whose files leave A and B out.
+    case compactEDoRA = "compact edora"
+    case loraXS = "lora-xs"
+
+    /// The method's name in the settings.
+    var key: String { self == .compactEDoRA ? "edora" : rawValue }
+  }
+
+  private static func adapter(_ kind: Kind, _ method: Method) -> JSONObject {
+    let targets: JSONValue = kind == .classifier ? ["query", "dense"] : ["q_proj", "down_proj"]
+    var object = JSONObject([("r", 2), ("lora_dropout", 0.2), ("target_modules", targets)])
+    switch method {
+    case .lora, .dora: object["init_lora_weights"] = false
+    case .edora, .compactEDoRA, .loraXS: object["init_sigma"] = 0.3
+    }
+    if method == .compactEDoRA { object["compact"] = true }
+    return object
+  }
+
+  /// The changes of the settings that choose a method.
+  static func choosing(
+    _ method: Method, _ kind: Kind = .classifier
+  ) -> [String: JSONValue] {
+    ["lora": .null].merging([method.key: .object(adapter(kind, method))]) { $1 }
+  }
 
   /// Token ids with something to learn: the class follows from the first id, or each id from the
   /// one before.

@@ -150,16 +150,18 @@ struct TrainerTests {
     }
   }
 
-  @Test func theBestCheckpointIsKeptAndLoaded() throws {
+  @Test(arguments: TinyRun.Method.allCases)
+  func theBestCheckpointIsKeptAndLoaded(_ method: TinyRun.Method) throws {
     let run = try TinyRun()
     // A rate that soon spoils what the first epochs have learnt.
-    let summary = try run.train([
+    let settings: [String: JSONValue] = [
       "validation_file": .string(run.folder("validation.jsonl")), "num_train_epochs": 8,
       "learning_rate": 0.3, "lr_scheduler_type": "constant_with_warmup",
       "load_best_model_at_end": true,
       "metric_for_best_model": "loss", "save_total_limit": 1,
       "test_file": .string(run.folder("validation.jsonl")),
-    ])
+    ]
+    let summary = try run.train(settings.merging(TinyRun.choosing(method)) { $1 })
     let losses = try run.metrics().compactMap { $0["eval_loss"]?.double }
     let best = try #require(summary.best)
     #expect(losses.count == 8 && best.value == losses.min())

@@ -95,12 +95,14 @@ extension Trainer {
     let now = try model.config(adapter).object
     // Through a reading, so that both sides are in the same form.
     let then = try model.registry.config(of: folder).object
-    for (key, value) in now.members
-    where !["base_model_name_or_path", "inference_mode"].contains(key) && value != then[key] {
+    // A key that only the checkpoint has counts too: some are written only where they differ from
+    // the default.
+    for key in now.keys + then.keys.filter({ now[$0] == nil })
+    where !["base_model_name_or_path", "inference_mode"].contains(key) && now[key] != then[key] {
       throw PEFTError(
         .invalidState,
-        "the adapter's '\(key)' is \(value.text(.spaced)), the checkpoint was made with "
-          + "\((then[key] ?? .null).text(.spaced))", at: folder.path,
+        "the adapter's '\(key)' is \((now[key] ?? .null).text(.spaced)), the checkpoint was made "
+          + "with \((then[key] ?? .null).text(.spaced))", at: folder.path,
         remedy: "Use the checkpoint's value, or begin a new run.")
     }
   }

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .layers import DILATION, tokens, vectors
-from .toys import CONVOLUTIONS, Case, dense, effective, numbers, row_norms
+from .toys import CONVOLUTIONS, Case, Formula, dense, effective, numbers, row_norms
 
 GROUPS = (
     "The norm is taken of a product of B and A that ignores the groups. Right: m initially the norm "
@@ -117,6 +117,28 @@ class PairCase(DoraCase):
         )
 
 
+class ScaledCase(DoraCase):
+    """An adapter whose scaling is changed on the model."""
+
+    factors = (0.25, 3.0, -1.0)
+
+    def extra(self, inputs) -> None:
+        super().extra(inputs)
+        self.record["scales"] = list(self.factors)
+        adapter = load_file(self.folder / "adapter" / "adapter_model.safetensors")
+        for index, factor in enumerate(self.factors):
+            with torch.no_grad():
+                model = self.load()
+                model.base_model.model.layer.set_scale("default", factor)
+                output = model(**inputs)
+                merged = model.merge_and_unload(safe_merge=True)
+                scaling = factor * self.record["scaling"]
+                right = Formula(self.exact_base().layer, adapter, scaling)
+                torch.testing.assert_close(output, right.output(inputs), rtol=2e-5, atol=2e-5)
+                self.found[f"scaled.output.{index}"] = output
+                self.found[f"scaled.merged.{index}"] = merged.layer.weight
+
+
 def cases() -> list[Case]:
     def rounded(*shape: int):
         return lambda seed: {"x": numbers(seed, *shape).bfloat16().float()}
@@ -188,6 +210,9 @@ def cases() -> list[Case]:
             wrong=DILATION.format("the sizes fit and the active output is silently wrong"),
         ),
         DoraCase("conv3d", lambda: nn.Conv3d(3, 5, (2, 3, 3)), vectors(2, 3, 3, 4, 5), 461),
+        ScaledCase("linear-scaled", lambda: nn.Linear(7, 10), vectors(3, 7), 481),
+        ScaledCase("embedding-scaled", lambda: nn.Embedding(11, 6), tokens(11, 2, 5), 482),
+        ScaledCase("conv2d-scaled", lambda: nn.Conv2d(4, 6, 3), vectors(2, 4, 5, 4), 483),
         PairCase("two", lambda: nn.Linear(7, 10), vectors(3, 7), 471),
     ]
     for case in listed:
