@@ -66,16 +66,9 @@ extension PeftModel {
     } catch {
       throw error.located(at: name)
     }
-    if let config = plan.config as? EDoRAConfig, let recipe, plan.isExact,
-      !config.isCompact, !recipe.isCompact
-    {
-      // With values at once, no A and B are computed from the weights before they are copied.
-      var values = try values(of: name)
-      values.config = config.object
-      try add(newName, values)
-    } else {
-      try add(newName, any: plan.config, seed: 0)
-    }
+    // No A and B are computed from the weights where they are copied.
+    let isCopy = plan.isExact && !isCompact && recipe?.isCompact == false
+    try add(newName, any: plan.config, like: name, isLoading: isCopy && plan.config is EDoRAConfig)
     do throws(PEFTError) {
       return try fill(newName, from: name, plan)
     } catch {
@@ -87,15 +80,20 @@ extension PeftModel {
   private func fill(
     _ newName: String, from name: String, _ plan: ConversionPlan
   ) throws(PEFTError) -> ConversionReport {
-    let old = try tensors(of: name)
-    let places = Dictionary(uniqueKeysWithValues: old.map { ($0.key, $0.parameter) })
     var (difference, size) = (0.0, 0.0)
     var ofLayers: Set<Parameter.ID> = []
     var trained = 0
-    let sources = Dictionary(
+    var sources = Dictionary(
       try adaptedLayers(of: name).map { ($0.path, $0) }, uniquingKeysWith: { first, _ in first })
+    // The heads.
+    let ofOldLayers = Set(sources.values.flatMap { $0.layer.parameters.map(\.parameter.id) })
+    var heads = Dictionary(
+      try tensors(of: name).filter { !ofOldLayers.contains($0.parameter.id) }
+        .map { ($0.key, $0.parameter) }, uniquingKeysWith: { first, _ in first })
     for to in try adaptedLayers(of: newName) {
-      guard let from = sources[to.path] else { continue }
+      guard let from = sources.removeValue(forKey: to.path) else {
+        throw Self.differs(to.path)
+      }
       for parameter in to.layer.parameters {
         ofLayers.insert(parameter.parameter.id)
         if parameter.isTrained { trained += parameter.parameter.value.count }
@@ -108,12 +106,22 @@ extension PeftModel {
         throw error.located(at: to.path)
       }
     }
-    // The heads.
     for tensor in try tensors(of: newName) where !ofLayers.contains(tensor.parameter.id) {
-      if let parameter = places[tensor.key] { tensor.parameter.assign(parameter.value) }
+      guard let parameter = heads.removeValue(forKey: tensor.key) else {
+        throw Self.differs(tensor.key)
+      }
+      tensor.parameter.assign(parameter.value)
     }
+    // Nothing of the adapter gets lost silently.
+    if let rest = sources.keys.min() ?? heads.keys.min() { throw Self.differs(rest) }
     return ConversionReport(
       relativeError: size > 0 ? (difference / size).squareRoot() : 0, trainedParameters: trained)
+  }
+
+  private static func differs(_ place: String) -> PEFTError {
+    PEFTError(
+      .unsupported, "the converted adapter and the original do not both have this", at: place,
+      remedy: "Load the adapter from its folder into a model without others, and convert it there.")
   }
 }
 
