@@ -90,4 +90,36 @@ struct ConversionPlacesTests {
       #expect(relativeError(try peft.logits(), expected) < 1e-5)
     }
   }
+
+  /// Adapters with magnitudes combine as DoRA, which holds the sum of their changes; LoRA would not.
+  @Test func combiningNamesTheExactWay() throws {
+    let peft = try SmallModel.load(GoldenTests.registry)
+    func config(_ method: EDoRAConfig.Method) -> EDoRAConfig {
+      EDoRAConfig(
+        method, rank: 2, alpha: 3, targets: TargetSelection(.list(["q_proj"])), sigma: 0.3)
+    }
+    try peft.add("e", config(.edora), seed: 1)
+    let magnitude = try #require(
+      try peft.tensors(of: "e").first { $0.key.hasSuffix("magnitude_vector") })
+    magnitude.parameter.update { $0 = $0.scaled(by: 1.3) }
+    try peft.add("x", config(.loraXS), seed: 2)
+    try peft.setActive([])
+    try peft.refuses(
+      "adapters of the methods EDORA, LORA_XS cannot be combined", .unsupported,
+      remedy:
+        "Convert those with magnitudes to DoRA first, which keeps their change, the others to "
+        + "LoRA."
+    ) { try peft.combine(["e", "x"], weights: [1, 1], into: "sum", Combination(.cat)) }
+    try peft.refuses(
+      "adapters of the methods LORA_XS cannot be combined", .unsupported,
+      remedy: "Convert them to LoRA first."
+    ) { try peft.combine(["x", "x"], weights: [1, 1], into: "sum", Combination(.cat)) }
+    try peft.convert("e", to: .dora, as: "dora")
+    try peft.convert("x", to: .lora, as: "lora")
+    try peft.combine(["dora", "lora"], weights: [1, 1], into: "sum", Combination(.cat))
+    try peft.setActive(["e", "x"])
+    let expected = try peft.logits()
+    try peft.setActive(["sum"])
+    #expect(relativeError(try peft.logits(), expected) < 1e-5)
+  }
 }
