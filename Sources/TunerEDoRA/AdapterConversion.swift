@@ -30,9 +30,10 @@ extension PeftModel {
   /// EDoRA becomes DoRA, and LoRA-XS becomes LoRA, by multiplying R into A, and LoRA becomes DoRA with
   /// the norms as magnitudes: the same change. A decomposed or dense change becomes LoRA by its leading
   /// singular values, and LoRA-XS by projection onto the singular vectors of the weight: the nearest
-  /// change of that form, and the report says how near. EDoRA keeps the magnitude, or gets the norms
-  /// of the changed weight, and the update s·B·A is what is projected. Modules that are saved in full
-  /// are copied; a scaling that was changed goes into A.
+  /// change of that form, and the report says how near. EDoRA keeps the magnitude, or gets the one
+  /// that comes nearest to the changed weight, and the update s·B·A is what is projected. LoRA keeps
+  /// each module's rank as far as the weight has as many singular values. Modules that are saved in
+  /// full are copied; a scaling that was changed goes into A.
   ///
   /// - Parameters:
   ///   - name: The adapter.
@@ -62,7 +63,9 @@ extension PeftModel {
     }
     let plan: ConversionPlan
     do throws(PEFTError) {
-      plan = try ConversionPlan(source, recipe, to: form, rank: rank, isCompact: isCompact)
+      plan = try ConversionPlan(
+        source, recipe, to: form, rank: rank, isCompact: isCompact,
+        layers: try adaptedLayers(of: name))
     } catch {
       throw error.located(at: name)
     }
@@ -125,6 +128,29 @@ extension PeftModel {
   }
 }
 
+extension LoRAConfig {
+  /// Sets the rank of each module, and its scaling to 1.
+  ///
+  /// - Parameters:
+  ///   - rank: The rank; each module's own unless given. A weight gets no more than it has singular
+  ///     values.
+  ///   - layers: The modules.
+  fileprivate mutating func setRanks(
+    _ rank: Int?, of layers: [AdaptedLayer]
+  ) throws(PEFTError) {
+    var ranks: [String: Int] = [:]
+    var areOwn = rank == nil
+    for layer in layers {
+      let own = try self.rank(layer.target)
+      let wanted = rank ?? own
+      let possible = min(wanted, layer.base.rows, layer.base.columns)
+      if possible < wanted { areOwn = false }
+      ranks[layer.target] = max(ranks[layer.target] ?? 1, possible)
+    }
+    setRanks(areOwn ? nil : ranks, mostly: rank ?? self.rank)
+  }
+}
+
 /// The new settings, and whether the change stays the same.
 struct ConversionPlan {
   let config: any TunerConfig
@@ -132,7 +158,7 @@ struct ConversionPlan {
 
   init(
     _ source: LoRAConfig, _ recipe: EDoRAConfig?, to form: AdapterForm, rank: Int?,
-    isCompact: Bool
+    isCompact: Bool, layers: [AdaptedLayer]
   ) throws(PEFTError) {
     if source.bias != .none {
       throw PEFTError(
@@ -171,11 +197,7 @@ struct ConversionPlan {
     lora.initialization = .standard
     if !isExact, form == .lora {
       // The factors hold the whole change.
-      lora.rankPattern = SuffixPatterns()
-      lora.alphaPattern = SuffixPatterns()
-      lora.usesRSLoRA = false
-      lora.rank = rank ?? source.rank
-      lora.alpha = Double(lora.rank)
+      try lora.setRanks(rank, of: layers)
     } else if !isExact, let rank {
       lora.rankPattern = SuffixPatterns()
       lora.rank = rank

@@ -110,20 +110,14 @@ struct LayerConversion {
     }
   }
 
-  /// B·A from the leading singular values of a change.
+  /// B·A from the leading singular values of a change; where there are fewer than the rank, the rest
+  /// is zero.
   private func factorise(_ change: Tensor, into layer: any LoRAFactors) throws(PEFTError) {
     let oriented = to.host is Embedding ? change.transposed() : change
-    let most = min(oriented.rows, oriented.columns)
     guard to.host.groups == 1 else {
       throw PEFTError(
         .unsupported, "the change of a convolution with groups cannot be written with two factors",
         remedy: "Leave this layer out of the adapter.")
-    }
-    guard layer.rank <= most else {
-      throw PEFTError(
-        .invalidConfiguration,
-        "The chosen rank \(layer.rank) is larger than the weight shape (\(most)), please choose a "
-          + "lower rank.")
     }
     let factors = Decomposition.factors(
       [try oriented.decomposed(rank: layer.rank)], groupRank: layer.rank)
