@@ -91,4 +91,46 @@ struct ConversionRankTests {
       #expect(config.rankPattern == SuffixPatterns(pattern.map { .init($0.0, $0.1) }))
     }
   }
+
+  /// The magnitude that LoRA gets as EDoRA leaves each row of the weight's difference at right angles to
+  /// the row of V = W + s·B·R·A, which makes it the smallest that any magnitude does.
+  @Test(arguments: [1, 3, 8], [0.5, 8, 60])
+  func noChangeIsNeverNearer(_ rank: Int, _ alpha: Double) throws {
+    let peft = Self.model()
+    try peft.add(
+      "old",
+      LoRAConfig(
+        rank: rank, alpha: alpha, targets: TargetSelection(.list(["first"])),
+        initialization: .random), seed: 1)
+    let report = try peft.convert("old", to: .edora, as: "new")
+    #expect(report.relativeError <= 1)
+    let (old, new) = (
+      try #require(try peft.adaptedLayers(of: "old").first),
+      try #require(try peft.adaptedLayers(of: "new").first)
+    )
+    let layer = try #require(new.layer as? EDoRALayer)
+    let (change, weight) = (try old.fullChange(), old.base.dequantized())
+    let lost = try new.fullChange() + change.scaled(by: -1)
+    #expect(
+      abs(report.relativeError - (lost.sumOfSquares / change.sumOfSquares).squareRoot()) < 1e-6)
+    let low = linear(
+      linear(layer.a.value.transposed(), try #require(layer.latent).value), layer.b.value)
+    let direction = weight + low.transposed().scaled(by: layer.scaling)
+    for row in 0..<8 {
+      let (one, other) = (
+        direction.rowRange(row..<row + 1), (lost.rowRange(row..<row + 1))
+      )
+      let product = zip(one.scalars, other.scalars).reduce(0.0) { $0 + Double($1.0 * $1.1) }
+      let size = (one.sumOfSquares * (weight + change).rowRange(row..<row + 1).sumOfSquares)
+        .squareRoot()
+      #expect(abs(product) < 1e-5 * size, "row \(row)")
+    }
+    // With the norms of W + ΔW, small magnitudes aside, the result would be worse.
+    guard rank == 1, alpha == 60 else { return }
+    let magnitude = try #require(layer.weight).magnitude
+    let changed = DenseMatrix(weight + change)
+    magnitude.assign(EDoRALayer.norms(of: HostParameters(weight: .matrix(changed), bias: nil)))
+    let worse = try new.fullChange() + change.scaled(by: -1)
+    #expect(worse.sumOfSquares > change.sumOfSquares)
+  }
 }
