@@ -194,6 +194,8 @@ struct ConversionPlan {
     }
     var lora = source
     lora.usesDoRA = false
+    // Without a magnitude there is no norm.
+    if form == .lora || form == .loraXS { lora.detachesNorm = true }
     lora.initialization = .standard
     if !isExact, form == .lora {
       // The factors hold the whole change.

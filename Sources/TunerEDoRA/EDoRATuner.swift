@@ -77,6 +77,8 @@ enum RepositoryForm {
     of folder: AdapterFolder, _ method: EDoRAConfig.Method
   ) throws(PEFTError) -> JSONObject? {
     var object = folder.config
+    // Adapters that had a magnitude before they were converted may have it from there.
+    if method == .loraXS { object["dora_detach_norm"] = nil }
     if object["peft_type"]?.string == method.rawValue { return object }
     guard object["peft_type"]?.string == LoRATuner.peftType,
       (object["use_dora"] == true) == (method == .edora)

@@ -83,6 +83,31 @@ struct EDoRAErrorTests {
         #""reconstruct_config": {"svd": {"n_itr": 1}}"#, "unknown key 'svd.n_itr'",
         .invalidConfiguration, part
       ),
+      (
+        #""use_dora": false"#, "'use_dora' is false, which EDORA does not go with",
+        .invalidConfiguration, nil
+      ),
+      (
+        #""peft_type": "LORA_XS", "use_dora": true"#,
+        "'use_dora' is true, which LORA_XS does not go with", .invalidConfiguration, nil
+      ),
+      (
+        #""peft_type": "LORA_XS", "dora_detach_norm": false"#,
+        "'dora_detach_norm' is false, but the adapter has no magnitude, whose norm it is about",
+        .invalidConfiguration, nil
+      ),
+      (
+        #""init_sigma": 0.5, "reconstruct_config": {"init_sigma": 0.25}"#,
+        "'init_sigma' is 0.25, but 0.5 beside the recipe", .invalidConfiguration, part
+      ),
+      (
+        #""r": 4, "reconstruct_config": {"svd": {"rank": 8}}"#, "'svd.rank' is 8, but 'r' is 4",
+        .invalidConfiguration, part
+      ),
+      (
+        #""init_sigma": 1e300"#, "'init_sigma' is 1e+300, which 32 bits do not hold",
+        .invalidConfiguration, nil
+      ),
     ] as [(String, String, PEFTError.Code, String?)] {
       let object = try #require(try JSONValue(parsing: "{\(text)}").object)
       expectError(message, code, at: location) { _ = try EDoRAConfig(object) }
@@ -100,6 +125,27 @@ struct EDoRAErrorTests {
         "'init_sigma' is \(sigma), a finite number that is not negative was expected",
         .invalidConfiguration
       ) { try peft.add("second", Self.config { $0.sigma = sigma }) }
+    }
+    try peft.refuses(
+      "'init_sigma' is 1e+300, which 32 bits do not hold", .invalidConfiguration
+    ) { try peft.add("second", Self.config { $0.sigma = 1e300 }) }
+    try peft.refuses(
+      "'svd.n_iter' is -1, it cannot be negative", .invalidConfiguration,
+      at: "'reconstruct_config'"
+    ) {
+      try peft.add(
+        "second", Self.config { $0.reconstruction.decomposition = .randomized(iterations: -1) })
+    }
+    try peft.refuses(
+      "'dora_detach_norm' is false, but the adapter has no magnitude, whose norm it is about",
+      .invalidConfiguration
+    ) {
+      try peft.add(
+        "second",
+        Self.config {
+          $0.method = .loraXS
+          $0.lora.detachesNorm = false
+        })
     }
     try peft.refuses("'compact' needs 'r_squared': true", .invalidConfiguration) {
       try peft.add(

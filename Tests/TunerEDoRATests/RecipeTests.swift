@@ -235,6 +235,14 @@ struct RecipeTests {
           decomposition: .randomized(iterations: 3), randomState: 9, drawsHalfOfB: true))
     #expect(config.unknownKeys.keys == ["unknown"])
     #expect(try EDoRAConfig(config.object) == config)
+    // As the recipe's file has it.
+    let nested = object([
+      ("use_dora", true), ("dora_detach_norm", false),
+      ("reconstruct_config", ["init_sigma": 0.25, "svd": ["rank": 4]]),
+    ])
+    #expect(try EDoRAConfig(nested).sigma == 0.25)
+    #expect(try !EDoRAConfig(nested).lora.detachesNorm)
+    #expect(try EDoRAConfig(EDoRAConfig(nested).object) == EDoRAConfig(nested))
     // What others write into the recipe is kept, and named for those who want none of it.
     var recipe = try EDoRAConfig(
       object([("reconstruct_config", ["half_init_dec": true, "half_init_enc": true])]))
