@@ -102,8 +102,14 @@ enum RepositoryForm {
       object["init_sigma"] = sigma
       recipe["init_sigma"] = nil
     }
-    // The tensors say whether there is an R.
-    recipe["r_squared"] = .bool(hasLatent)
+    // An R that the recipe has and the tensors lack was lost by a program that does not know it; the
+    // recipe stays as it is, so that R is missing rather than taken for the identity.
+    if hasLatent || recipe["r_squared"]?.isNull != false { recipe["r_squared"] = .bool(hasLatent) }
+    // A and B are in the file, whatever the rank was that they were made with.
+    if var svd = recipe["svd"]?.object {
+      svd["rank"] = nil
+      recipe["svd"] = .object(svd)
+    }
     object["reconstruct_config"] = .object(recipe)
     return object
   }

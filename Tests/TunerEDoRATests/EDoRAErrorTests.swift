@@ -180,6 +180,68 @@ struct EDoRAErrorTests {
     #expect(peft.adapterNames == ["first"])
   }
 
+  /// A program that does not know R keeps the recipe beside the weights that it writes again without R:
+  /// B·A alone, W's leading part, would be added.
+  @Test(arguments: EDoRAConfig.Method.allCases)
+  func filesThatLostTheirR(_ method: EDoRAConfig.Method) throws {
+    let path = folder("lost")
+    try peft.add("whole", Self.config { $0.method = method })
+    try peft.save(path, adapter: "whole")
+    let weights = FileSystem.join(path, AdapterFolder.weightsName)
+    let file = try SafetensorsFile(weights)
+    var items: [SafetensorsItem] = []
+    for name in file.names where !name.contains("latent") {
+      let value = try file.tensor(name)
+      items.append(SafetensorsItem(name, Tensor(shape: value.shape, scalars: value.scalars)))
+    }
+    try SafetensorsWriter.write(items, to: weights)
+    try peft.refuses(
+      "the adapter's tensors do not fit the model; missing: "
+        + "'base_model.model.layer_lora_latent_mapping.weight'", .missingTensor, at: weights
+    ) { try peft.load(path, as: "second") }
+    // A recipe that does not say so goes by the tensors.
+    let recipe = FileSystem.join(path, EDoRAConfig.reconstructionFile)
+    for text in ["{}", #"{"r_squared": null}"#, #"{"r_squared": false}"#] {
+      try FileSystem.write(recipe, text)
+      try peft.load(path, as: "second")
+      let config = try #require(try peft.config("second") as? EDoRAConfig)
+      #expect(!config.reconstruction.hasLatent)
+      try peft.delete("second")
+    }
+  }
+
+  /// What says nothing in a file is no reason not to load it: the rank that a recipe was made with, and a
+  /// norm's setting in an adapter that had a magnitude before.
+  @Test func filesWithSettingsThatMeanNothing() throws {
+    let path = folder("xs")
+    try peft.add("xs", Self.config { $0.method = .loraXS })
+    try peft.save(path, adapter: "xs")
+    try peft.add(
+      "lora", LoRAConfig(rank: 3, targets: TargetSelection(.list(["layer"]))))
+    try peft.save(folder("lora"), adapter: "lora")
+    func set(_ file: String, _ key: String, _ value: JSONValue) throws {
+      var object = try #require(try FileSystem.readJSON(folder(file)).object)
+      object[key] = value
+      try FileSystem.write(folder(file), JSONValue.object(object).text())
+    }
+    try set("xs/\(EDoRAConfig.reconstructionFile)", "svd", ["rank": 8])
+    for name in ["xs", "lora"] {
+      try set("\(name)/\(AdapterFolder.configName)", "dora_detach_norm", false)
+      try peft.load(folder(name), as: "\(name)-again")
+      #expect(
+        try peft.tensors(of: name).map(\.parameter.value.scalars)
+          == peft.tensors(of: "\(name)-again").map(\.parameter.value.scalars))
+    }
+    // Nor is it written by a conversion.
+    try peft.add("detached", Self.config { $0.lora.detachesNorm = false })
+    for form in [AdapterForm.lora, .loraXS] {
+      try peft.convert("detached", to: form, as: form.rawValue + "-new")
+      #expect(try peft.config(form.rawValue + "-new").object["dora_detach_norm"] == nil)
+    }
+    try peft.convert("detached", to: .dora, as: "dora")
+    #expect(try peft.config("dora").object["dora_detach_norm"] == false)
+  }
+
   /// Files without A and B: for another base, or from where A and B came out differently.
   @Test(arguments: EDoRAConfig.Method.allCases)
   func compactFiles(_ method: EDoRAConfig.Method) throws {
