@@ -193,8 +193,8 @@ public struct EDoRAConfig: TunerConfig, Equatable {
     return members
   }
 
-  /// The files: by default those of the EDoRA repository, a LoRA config and
-  /// `reconstr_config.json`; a compact adapter's `adapter_config.json` has everything, so that no
+  /// The files: by default those of the EDoRA repository, a LoRA config that its version of peft reads
+  /// and `reconstr_config.json`; a compact adapter's `adapter_config.json` has everything, so that no
   /// program takes it for another method's.
   public var files: [(name: String, members: JSONObject)] {
     if isCompact { return [(AdapterFolder.configName, object)] }
@@ -205,7 +205,10 @@ public struct EDoRAConfig: TunerConfig, Equatable {
     svd["rank"] = .int(lora.rank)
     recipe["svd"] = .object(svd)
     recipe["init_sigma"] = .double(sigma)
-    return [(AdapterFolder.configName, config.object), (Self.reconstructionFile, recipe)]
+    return [
+      (AdapterFolder.configName, RepositoryForm.members(of: config)),
+      (Self.reconstructionFile, recipe),
+    ]
   }
 
   /// Checks the values.

@@ -114,6 +114,24 @@ enum RepositoryForm {
     return object
   }
 
+  /// The members of the config that such a folder has: the repositories' peft, 0.10, takes the keys of
+  /// its own `LoraConfig` and fails at any other, so what came later is left out at its default.
+  static func members(of config: LoRAConfig) -> JSONObject {
+    let defaults = LoRAConfig().object
+    return config.object.filter { key, value in
+      keys.contains(key) || key != "peft_version" && value != defaults[key]
+    }
+  }
+
+  /// The fields of `LoraConfig` in peft 0.10.0.
+  private static let keys: Set<String> = [
+    "peft_type", "auto_mapping", "base_model_name_or_path", "revision", "task_type",
+    "inference_mode", "r", "target_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias",
+    "use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern",
+    "rank_pattern", "alpha_pattern", "megatron_config", "megatron_core", "loftq_config", "use_dora",
+    "layer_replication",
+  ]
+
   /// The files of such a folder beside the weights.
   static let settingsFiles: Set<String> = [
     AdapterFolder.configName, EDoRAConfig.reconstructionFile,
