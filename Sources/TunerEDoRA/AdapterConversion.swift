@@ -30,9 +30,10 @@ extension PeftModel {
   /// EDoRA becomes DoRA, and LoRA-XS becomes LoRA, by multiplying R into A, and LoRA becomes DoRA with
   /// the norms as magnitudes: the same change. A decomposed or dense change becomes LoRA by its leading
   /// singular values, and LoRA-XS by projection onto the singular vectors of the weight: the nearest
-  /// change of that form, and the report says how near. EDoRA keeps the magnitude, or gets the norms
-  /// of the changed weight, and the update s·B·A is what is projected. Modules that are saved in full
-  /// are copied; a scaling that was changed goes into A.
+  /// change of that form, and the report says how near. EDoRA keeps the magnitude, or gets the one
+  /// that comes nearest to the changed weight, and the update s·B·A is what is projected. LoRA keeps
+  /// each module's rank as far as the weight has as many singular values. Modules that are saved in
+  /// full are copied; a scaling that was changed goes into A.
   ///
   /// - Parameters:
   ///   - name: The adapter.
@@ -62,20 +63,15 @@ extension PeftModel {
     }
     let plan: ConversionPlan
     do throws(PEFTError) {
-      plan = try ConversionPlan(source, recipe, to: form, rank: rank, isCompact: isCompact)
+      plan = try ConversionPlan(
+        source, recipe, to: form, rank: rank, isCompact: isCompact,
+        layers: try adaptedLayers(of: name))
     } catch {
       throw error.located(at: name)
     }
-    if let config = plan.config as? EDoRAConfig, let recipe, plan.isExact,
-      !config.isCompact, !recipe.isCompact
-    {
-      // With values at once, no A and B are computed from the weights before they are copied.
-      var values = try values(of: name)
-      values.config = config.object
-      try add(newName, values)
-    } else {
-      try add(newName, any: plan.config, seed: 0)
-    }
+    // No A and B are computed from the weights where they are copied.
+    let isCopy = plan.isExact && !isCompact && recipe?.isCompact == false
+    try add(newName, any: plan.config, like: name, isLoading: isCopy && plan.config is EDoRAConfig)
     do throws(PEFTError) {
       return try fill(newName, from: name, plan)
     } catch {
@@ -87,15 +83,20 @@ extension PeftModel {
   private func fill(
     _ newName: String, from name: String, _ plan: ConversionPlan
   ) throws(PEFTError) -> ConversionReport {
-    let old = try tensors(of: name)
-    let places = Dictionary(uniqueKeysWithValues: old.map { ($0.key, $0.parameter) })
     var (difference, size) = (0.0, 0.0)
     var ofLayers: Set<Parameter.ID> = []
     var trained = 0
-    let sources = Dictionary(
+    var sources = Dictionary(
       try adaptedLayers(of: name).map { ($0.path, $0) }, uniquingKeysWith: { first, _ in first })
+    // The heads.
+    let ofOldLayers = Set(sources.values.flatMap { $0.layer.parameters.map(\.parameter.id) })
+    var heads = Dictionary(
+      try tensors(of: name).filter { !ofOldLayers.contains($0.parameter.id) }
+        .map { ($0.key, $0.parameter) }, uniquingKeysWith: { first, _ in first })
     for to in try adaptedLayers(of: newName) {
-      guard let from = sources[to.path] else { continue }
+      guard let from = sources.removeValue(forKey: to.path) else {
+        throw Self.differs(to.path)
+      }
       for parameter in to.layer.parameters {
         ofLayers.insert(parameter.parameter.id)
         if parameter.isTrained { trained += parameter.parameter.value.count }
@@ -108,12 +109,45 @@ extension PeftModel {
         throw error.located(at: to.path)
       }
     }
-    // The heads.
     for tensor in try tensors(of: newName) where !ofLayers.contains(tensor.parameter.id) {
-      if let parameter = places[tensor.key] { tensor.parameter.assign(parameter.value) }
+      guard let parameter = heads.removeValue(forKey: tensor.key) else {
+        throw Self.differs(tensor.key)
+      }
+      tensor.parameter.assign(parameter.value)
     }
+    // Nothing of the adapter gets lost silently.
+    if let rest = sources.keys.min() ?? heads.keys.min() { throw Self.differs(rest) }
     return ConversionReport(
       relativeError: size > 0 ? (difference / size).squareRoot() : 0, trainedParameters: trained)
+  }
+
+  private static func differs(_ place: String) -> PEFTError {
+    PEFTError(
+      .unsupported, "the converted adapter and the original do not both have this", at: place,
+      remedy: "Load the adapter from its folder into a model without others, and convert it there.")
+  }
+}
+
+extension LoRAConfig {
+  /// Sets the rank of each module, and its scaling to 1.
+  ///
+  /// - Parameters:
+  ///   - rank: The rank; each module's own unless given. A weight gets no more than it has singular
+  ///     values.
+  ///   - layers: The modules.
+  fileprivate mutating func setRanks(
+    _ rank: Int?, of layers: [AdaptedLayer]
+  ) throws(PEFTError) {
+    var ranks: [String: Int] = [:]
+    var areOwn = rank == nil
+    for layer in layers {
+      let own = try self.rank(layer.target)
+      let wanted = rank ?? own
+      let possible = min(wanted, layer.base.rows, layer.base.columns)
+      if possible < wanted { areOwn = false }
+      ranks[layer.target] = max(ranks[layer.target] ?? 1, possible)
+    }
+    setRanks(areOwn ? nil : ranks, mostly: rank ?? self.rank)
   }
 }
 
@@ -124,7 +158,7 @@ struct ConversionPlan {
 
   init(
     _ source: LoRAConfig, _ recipe: EDoRAConfig?, to form: AdapterForm, rank: Int?,
-    isCompact: Bool
+    isCompact: Bool, layers: [AdaptedLayer]
   ) throws(PEFTError) {
     if source.bias != .none {
       throw PEFTError(
@@ -160,14 +194,12 @@ struct ConversionPlan {
     }
     var lora = source
     lora.usesDoRA = false
+    // Without a magnitude there is no norm.
+    if form == .lora || form == .loraXS { lora.detachesNorm = true }
     lora.initialization = .standard
     if !isExact, form == .lora {
       // The factors hold the whole change.
-      lora.rankPattern = SuffixPatterns()
-      lora.alphaPattern = SuffixPatterns()
-      lora.usesRSLoRA = false
-      lora.rank = rank ?? source.rank
-      lora.alpha = Double(lora.rank)
+      try lora.setRanks(rank, of: layers)
     } else if !isExact, let rank {
       lora.rankPattern = SuffixPatterns()
       lora.rank = rank

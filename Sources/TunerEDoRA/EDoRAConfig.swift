@@ -109,7 +109,9 @@ public struct EDoRAConfig: TunerConfig, Equatable {
 
   private static let recipePrefix = "reconstruct_config."
 
-  private static let ownKeys = ["init_sigma", "reconstruct_config", "compact"]
+  private static let ownKeys = [
+    "init_sigma", "reconstruct_config", "compact", "use_dora", "dora_detach_norm",
+  ]
   static let reconstructionFile = "reconstr_config.json"
 
   /// Reads the members of a config: LoRA's, and those of this method.
@@ -125,25 +127,58 @@ public struct EDoRAConfig: TunerConfig, Equatable {
     }
     var shared = object.filter { key, _ in !Self.ownKeys.contains(key) }
     shared["peft_type"] = "LORA"
-    shared["use_dora"] = nil
+    if let usesDoRA = try reader.bool("use_dora"), usesDoRA != (method == .edora) {
+      throw PEFTError(
+        .invalidConfiguration, "'use_dora' is \(usesDoRA), which \(type) does not go with",
+        remedy: "Remove the key: EDoRA has a magnitude, LoRA-XS is EDoRA without.")
+    }
     if let start = shared["init_lora_weights"], start != true, !start.isNull {
       throw PEFTError(
         .unsupported, "'init_lora_weights': \(start.text()) is not supported by this method",
         remedy: "A and B begin as 'reconstruct_config' says.")
     }
     lora = try LoRAConfig(shared)
+    lora.detachesNorm = try reader.bool("dora_detach_norm") ?? true
     self.method = method
-    sigma = try reader.double("init_sigma") ?? 1e-5
+    var sigma = try reader.double("init_sigma")
     isCompact = try reader.bool("compact") ?? false
     if let value = reader.value("reconstruct_config") {
       guard let members = value.object else {
         throw ConfigReader.mismatch("reconstruct_config", "a mapping", value)
       }
       reconstruction = try Reconstruction(members)
+      do { sigma = try Self.check(members, sigma: sigma, rank: lora.rank) } catch {
+        throw error.located(at: "'reconstruct_config'")
+      }
     } else {
       reconstruction = Reconstruction()
     }
+    self.sigma = sigma ?? 1e-5
     try validate()
+  }
+
+  /// Holds a recipe against the settings around it that it may repeat.
+  ///
+  /// - Returns: σ, from where it is given.
+  private static func check(
+    _ recipe: JSONObject, sigma: Double?, rank: Int
+  ) throws(PEFTError) -> Double? {
+    var reader = ConfigReader(recipe)
+    let own = try reader.double("init_sigma")
+    if let own, let sigma, own != sigma {
+      throw PEFTError(
+        .invalidConfiguration, "'init_sigma' is \(own), but \(sigma) beside the recipe",
+        remedy: "Give it once.")
+    }
+    if let svd = reader.value("svd")?.object {
+      var reader = ConfigReader(svd)
+      if let own = try reader.int("rank"), own != rank {
+        throw PEFTError(
+          .invalidConfiguration, "'svd.rank' is \(own), but 'r' is \(rank)",
+          remedy: "Remove 'svd.rank': A and B have the rank 'r'.")
+      }
+    }
+    return own ?? sigma
   }
 
   /// The members of a config, all in one object, as a run's settings have them.
@@ -158,8 +193,8 @@ public struct EDoRAConfig: TunerConfig, Equatable {
     return members
   }
 
-  /// The files: by default those of the EDoRA repository, a LoRA config and
-  /// `reconstr_config.json`; a compact adapter's `adapter_config.json` has everything, so that no
+  /// The files: by default those of the EDoRA repository, a LoRA config that its version of peft reads
+  /// and `reconstr_config.json`; a compact adapter's `adapter_config.json` has everything, so that no
   /// program takes it for another method's.
   public var files: [(name: String, members: JSONObject)] {
     if isCompact { return [(AdapterFolder.configName, object)] }
@@ -170,14 +205,21 @@ public struct EDoRAConfig: TunerConfig, Equatable {
     svd["rank"] = .int(lora.rank)
     recipe["svd"] = .object(svd)
     recipe["init_sigma"] = .double(sigma)
-    return [(AdapterFolder.configName, config.object), (Self.reconstructionFile, recipe)]
+    return [
+      (AdapterFolder.configName, RepositoryForm.members(of: config)),
+      (Self.reconstructionFile, recipe),
+    ]
   }
 
   /// Checks the values.
   ///
   /// - Throws: ``PEFTError`` `invalidConfiguration`, naming the key.
   public func validate() throws(PEFTError) {
-    try lora.validate()
+    var shared = lora
+    shared.detachesNorm = true
+    try shared.validate()
+    if !lora.detachesNorm, method == .loraXS { throw LoRAConfig.normWithoutMagnitude }
+    do { try reconstruction.validate() } catch { throw error.located(at: "'reconstruct_config'") }
     for (key, isSet) in [
       ("lora_bias", lora.usesLoRABias), ("enable_lora", !lora.enabledParts.isEmpty),
     ] where isSet {
@@ -188,6 +230,11 @@ public struct EDoRAConfig: TunerConfig, Equatable {
       throw PEFTError(
         .invalidConfiguration,
         "'init_sigma' is \(sigma), a finite number that is not negative was expected",
+        remedy: "The default is 1e-5.")
+    }
+    if !Float(sigma).isFinite {
+      throw PEFTError(
+        .invalidConfiguration, "'init_sigma' is \(sigma), which 32 bits do not hold",
         remedy: "The default is 1e-5.")
     }
     if isCompact, !reconstruction.hasLatent {
@@ -273,21 +320,24 @@ public struct Reconstruction: Sendable, Equatable {
   private mutating func readDecomposition(_ object: JSONObject) throws(PEFTError) {
     var reader = ConfigReader(object)
     if let iterations = try reader.int("n_iter") {
-      guard iterations >= 0 else {
-        throw PEFTError(
-          .invalidConfiguration, "'svd.n_iter' is \(iterations), it cannot be negative",
-          remedy: "Leave it out for an exact decomposition.")
-      }
       decomposition = .randomized(iterations: iterations)
+      try validate()
     }
     randomState = try reader.int("random_state") ?? 42
-    // The adapter's own rank counts.
+    // The adapter's own rank counts, which this one is held against where both are read.
     _ = reader.value("rank")
     if let key = reader.rest.keys.first {
       throw PEFTError(
         .invalidConfiguration, "unknown key 'svd.\(key)'",
         remedy: Spelling.suggestion(for: key, among: ["n_iter", "random_state", "rank"]))
     }
+  }
+
+  func validate() throws(PEFTError) {
+    guard case .randomized(let iterations) = decomposition, iterations < 0 else { return }
+    throw PEFTError(
+      .invalidConfiguration, "'svd.n_iter' is \(iterations), it cannot be negative",
+      remedy: "Leave it out for an exact decomposition.")
   }
 
   /// The members.

@@ -228,6 +228,11 @@ final class EDoRALayer: ScaledLayer {
     rows: Range<Int>, to block: inout Tensor, base: any WeightMatrix
   ) throws(PEFTError) {
     if let weight { return try weight.addDelta(rows: rows, to: &block, base: base) }
+    addUpdate(rows: rows, to: &block)
+  }
+
+  /// Adds rows of s·B·R·A to a block.
+  func addUpdate(rows: Range<Int>, to block: inout Tensor) {
     let outer = Self.product(b.value, latent?.value)
     block.addProduct(outer.rowRange(rows), a.value.transposed(), scale: Float(scaling))
   }

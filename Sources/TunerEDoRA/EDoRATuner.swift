@@ -77,6 +77,8 @@ enum RepositoryForm {
     of folder: AdapterFolder, _ method: EDoRAConfig.Method
   ) throws(PEFTError) -> JSONObject? {
     var object = folder.config
+    // Adapters that had a magnitude before they were converted may have it from there.
+    if method == .loraXS { object["dora_detach_norm"] = nil }
     if object["peft_type"]?.string == method.rawValue { return object }
     guard object["peft_type"]?.string == LoRATuner.peftType,
       (object["use_dora"] == true) == (method == .edora)
@@ -100,11 +102,35 @@ enum RepositoryForm {
       object["init_sigma"] = sigma
       recipe["init_sigma"] = nil
     }
-    // The tensors say whether there is an R.
-    recipe["r_squared"] = .bool(hasLatent)
+    // An R that the recipe has and the tensors lack was lost by a program that does not know it; the
+    // recipe stays as it is, so that R is missing rather than taken for the identity.
+    if hasLatent || recipe["r_squared"]?.isNull != false { recipe["r_squared"] = .bool(hasLatent) }
+    // A and B are in the file, whatever the rank was that they were made with.
+    if var svd = recipe["svd"]?.object {
+      svd["rank"] = nil
+      recipe["svd"] = .object(svd)
+    }
     object["reconstruct_config"] = .object(recipe)
     return object
   }
+
+  /// The members of the config that such a folder has: the repositories' peft, 0.10, takes the keys of
+  /// its own `LoraConfig` and fails at any other, so what came later is left out at its default.
+  static func members(of config: LoRAConfig) -> JSONObject {
+    let defaults = LoRAConfig().object
+    return config.object.filter { key, value in
+      keys.contains(key) || key != "peft_version" && value != defaults[key]
+    }
+  }
+
+  /// The fields of `LoraConfig` in peft 0.10.0.
+  private static let keys: Set<String> = [
+    "peft_type", "auto_mapping", "base_model_name_or_path", "revision", "task_type",
+    "inference_mode", "r", "target_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias",
+    "use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern",
+    "rank_pattern", "alpha_pattern", "megatron_config", "megatron_core", "loftq_config", "use_dora",
+    "layer_replication",
+  ]
 
   /// The files of such a folder beside the weights.
   static let settingsFiles: Set<String> = [

@@ -110,20 +110,14 @@ struct LayerConversion {
     }
   }
 
-  /// B·A from the leading singular values of a change.
+  /// B·A from the leading singular values of a change; where there are fewer than the rank, the rest
+  /// is zero.
   private func factorise(_ change: Tensor, into layer: any LoRAFactors) throws(PEFTError) {
     let oriented = to.host is Embedding ? change.transposed() : change
-    let most = min(oriented.rows, oriented.columns)
     guard to.host.groups == 1 else {
       throw PEFTError(
         .unsupported, "the change of a convolution with groups cannot be written with two factors",
         remedy: "Leave this layer out of the adapter.")
-    }
-    guard layer.rank <= most else {
-      throw PEFTError(
-        .invalidConfiguration,
-        "The chosen rank \(layer.rank) is larger than the weight shape (\(most)), please choose a "
-          + "lower rank.")
     }
     let factors = Decomposition.factors(
       [try oriented.decomposed(rank: layer.rank)], groupRank: layer.rank)
@@ -154,16 +148,34 @@ struct LayerConversion {
         scaling: old.scaling)
     }
     if let weight = layer.weight {
-      let magnitude: Tensor
-      if let own = old.magnitude {
-        magnitude = own
-      } else {
-        let changed = DenseMatrix(from.base.dequantized() + change)
-        magnitude = EDoRALayer.norms(of: HostParameters(weight: .matrix(changed), bias: nil))
-      }
+      let magnitude = old.magnitude ?? nearestMagnitude(to: change, of: layer)
       weight.magnitude.assign(magnitude.reshaped(weight.magnitude.shape))
     }
     return try error(of: change)
+  }
+
+  /// m of the direction V = W + s·B·R·A for which m∘V/‖V‖ is nearest to W + ΔW: rowsum((W + ΔW)∘V)/‖V‖.
+  ///
+  /// ‖V‖ would leave s·B·R·A, the part of ΔW in the span, so the result is never worse than no change;
+  /// the norms of W + ΔW can be.
+  private func nearestMagnitude(to change: Tensor, of layer: EDoRALayer) -> Tensor {
+    var lengths: [Float] = []
+    let width = change.columns
+    for rows in from.base.rowBlocks {
+      var direction = from.base.dequantized(rows: rows)
+      let wanted = (direction + change.rowRange(rows)).scalars
+      layer.addUpdate(rows: rows, to: &direction)
+      let along = direction.scalars
+      for row in 0..<rows.count {
+        var (product, square) = (0.0, 0.0)
+        for place in row * width..<(row + 1) * width {
+          product += Double(wanted[place]) * Double(along[place])
+          square += Double(along[place]) * Double(along[place])
+        }
+        lengths.append(square > 0 ? Float(product / square.squareRoot()) : 0)
+      }
+    }
+    return Tensor(shape: [lengths.count], scalars: lengths)
   }
 
   /// R of the change in the span of A and B that is nearest to a change sM, from Bᵀ·M·Aᵀ:

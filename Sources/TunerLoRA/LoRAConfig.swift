@@ -254,6 +254,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
           + "expected")
     }
     try validateParts()
+    if !detachesNorm, !usesDoRA { throw Self.normWithoutMagnitude }
     if !alpha.isFinite {
       throw PEFTError(
         .invalidConfiguration, "'lora_alpha' is \(alpha), a finite number was expected")
@@ -281,6 +282,12 @@ public struct LoRAConfig: TunerConfig, Equatable {
         remedy: "Remove 'target_parameters' or the other key.")
     }
   }
+
+  /// A setting about norms where nothing is divided by any.
+  package static let normWithoutMagnitude = PEFTError(
+    .invalidConfiguration,
+    "'dora_detach_norm' is false, but the adapter has no magnitude, whose norm it is about",
+    remedy: "Remove the key, or use DoRA or EDoRA.")
 
   /// What is odd about the settings, given the modules that were matched: patterns for none of them.
   public func remarks(matching paths: [String]) -> [String] {

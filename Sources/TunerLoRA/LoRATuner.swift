@@ -20,6 +20,13 @@ public enum LoRATuner: Tuner {
     config["peft_type"]?.string == peftType && config["use_dora"] != true
   }
 
+  /// A folder's config; what it says of a norm is about a magnitude that it had before it was
+  /// converted.
+  public static func config(of folder: AdapterFolder) throws(PEFTError) -> JSONObject? {
+    guard accepts(folder.config) else { return nil }
+    return folder.config.filter { key, _ in key != "dora_detach_norm" }
+  }
+
   /// The targets for a model type when the config names none.
   public static func defaultTargets(modelType: String) -> TargetModules? {
     defaultTargetTable[modelType]

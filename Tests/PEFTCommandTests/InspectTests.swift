@@ -172,6 +172,37 @@ struct InspectTests {
     #expect(text.contains("[3, 32]  2 x"))
   }
 
+  /// Switches that are on by default, peft's `init_lora_weights` and this package's
+  /// `dora_detach_norm`, say something where they are off; others where they are on.
+  @Test func switchesAreShownWhereTheyAreNotAtTheirDefault() throws {
+    let folder = try TemporaryFolder()
+    let peft = PeftModel(try ModelLoader.load(golden("llama/model")))
+    func shown(_ name: String, _ change: (inout LoRAConfig) -> Void) throws -> [String] {
+      var config = LoRAConfig(
+        rank: 2, targets: TargetSelection(.list(["q_proj"])), taskType: .causalLM)
+      config.usesDoRA = true
+      change(&config)
+      try peft.add(name, config)
+      try peft.save(folder.file(name), adapter: name)
+      return try Self.text([folder.file(name)]).split(separator: "\n")
+        .map { $0.split(separator: " ").joined(separator: " ") }
+    }
+    let keys = ["dora_detach_norm", "init_lora_weights", "use_rslora", "use_dora"]
+    func about(_ lines: [String]) -> [String] {
+      lines.filter { line in keys.contains { line.hasPrefix($0) } }
+    }
+    #expect(about(try shown("plain") { _ in }) == ["use_dora true"])
+    let others = try shown("others") {
+      $0.detachesNorm = false
+      $0.initialization = .random
+      $0.usesRSLoRA = true
+    }
+    #expect(
+      about(others) == [
+        "dora_detach_norm false", "init_lora_weights false", "use_dora true", "use_rslora true",
+      ])
+  }
+
   @Test func foldsLayers() {
     func entry(_ name: String, _ shape: [Int]) -> TensorEntry {
       TensorEntry(name: name, type: .float32, shape: shape)

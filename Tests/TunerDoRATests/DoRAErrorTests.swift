@@ -50,6 +50,26 @@ struct DoRAErrorTests {
     try peft.setTrainable(["first"], false)
   }
 
+  /// Where no norm is divided by; a magnitude's own setting is kept.
+  @Test func normsOfNoMagnitude() throws {
+    let text =
+      "'dora_detach_norm' is false, but the adapter has no magnitude, whose norm it is about"
+    for members in [[], [("use_dora", false)]] as [[(String, JSONValue)]] {
+      let object = JSONObject(
+        [("peft_type", "LORA"), ("target_modules", ["lin"]), ("dora_detach_norm", false)] + members)
+      expectError(text, .invalidConfiguration) { _ = try peft.registry.config(object) }
+    }
+    try peft.refuses(text, .invalidConfiguration) {
+      try peft.add(
+        "second",
+        Self.config("lin") {
+          $0.usesDoRA = false
+          $0.detachesNorm = false
+        })
+    }
+    try peft.add("second", Self.config("lin") { $0.detachesNorm = false })
+  }
+
   private static func config(
     _ targets: String..., change: (inout LoRAConfig) -> Void = { _ in }
   ) -> LoRAConfig {

@@ -83,6 +83,31 @@ struct EDoRAErrorTests {
         #""reconstruct_config": {"svd": {"n_itr": 1}}"#, "unknown key 'svd.n_itr'",
         .invalidConfiguration, part
       ),
+      (
+        #""use_dora": false"#, "'use_dora' is false, which EDORA does not go with",
+        .invalidConfiguration, nil
+      ),
+      (
+        #""peft_type": "LORA_XS", "use_dora": true"#,
+        "'use_dora' is true, which LORA_XS does not go with", .invalidConfiguration, nil
+      ),
+      (
+        #""peft_type": "LORA_XS", "dora_detach_norm": false"#,
+        "'dora_detach_norm' is false, but the adapter has no magnitude, whose norm it is about",
+        .invalidConfiguration, nil
+      ),
+      (
+        #""init_sigma": 0.5, "reconstruct_config": {"init_sigma": 0.25}"#,
+        "'init_sigma' is 0.25, but 0.5 beside the recipe", .invalidConfiguration, part
+      ),
+      (
+        #""r": 4, "reconstruct_config": {"svd": {"rank": 8}}"#, "'svd.rank' is 8, but 'r' is 4",
+        .invalidConfiguration, part
+      ),
+      (
+        #""init_sigma": 1e300"#, "'init_sigma' is 1e+300, which 32 bits do not hold",
+        .invalidConfiguration, nil
+      ),
     ] as [(String, String, PEFTError.Code, String?)] {
       let object = try #require(try JSONValue(parsing: "{\(text)}").object)
       expectError(message, code, at: location) { _ = try EDoRAConfig(object) }
@@ -100,6 +125,27 @@ struct EDoRAErrorTests {
         "'init_sigma' is \(sigma), a finite number that is not negative was expected",
         .invalidConfiguration
       ) { try peft.add("second", Self.config { $0.sigma = sigma }) }
+    }
+    try peft.refuses(
+      "'init_sigma' is 1e+300, which 32 bits do not hold", .invalidConfiguration
+    ) { try peft.add("second", Self.config { $0.sigma = 1e300 }) }
+    try peft.refuses(
+      "'svd.n_iter' is -1, it cannot be negative", .invalidConfiguration,
+      at: "'reconstruct_config'"
+    ) {
+      try peft.add(
+        "second", Self.config { $0.reconstruction.decomposition = .randomized(iterations: -1) })
+    }
+    try peft.refuses(
+      "'dora_detach_norm' is false, but the adapter has no magnitude, whose norm it is about",
+      .invalidConfiguration
+    ) {
+      try peft.add(
+        "second",
+        Self.config {
+          $0.method = .loraXS
+          $0.lora.detachesNorm = false
+        })
     }
     try peft.refuses("'compact' needs 'r_squared': true", .invalidConfiguration) {
       try peft.add(
@@ -132,6 +178,68 @@ struct EDoRAErrorTests {
     let error = #expect(throws: PEFTError.self) { try peft.load(path, as: "second") }
     #expect(error?.message == "'svd' is an integer (3), a mapping was expected")
     #expect(peft.adapterNames == ["first"])
+  }
+
+  /// A program that does not know R keeps the recipe beside the weights that it writes again without R:
+  /// B·A alone, W's leading part, would be added.
+  @Test(arguments: EDoRAConfig.Method.allCases)
+  func filesThatLostTheirR(_ method: EDoRAConfig.Method) throws {
+    let path = folder("lost")
+    try peft.add("whole", Self.config { $0.method = method })
+    try peft.save(path, adapter: "whole")
+    let weights = FileSystem.join(path, AdapterFolder.weightsName)
+    let file = try SafetensorsFile(weights)
+    var items: [SafetensorsItem] = []
+    for name in file.names where !name.contains("latent") {
+      let value = try file.tensor(name)
+      items.append(SafetensorsItem(name, Tensor(shape: value.shape, scalars: value.scalars)))
+    }
+    try SafetensorsWriter.write(items, to: weights)
+    try peft.refuses(
+      "the adapter's tensors do not fit the model; missing: "
+        + "'base_model.model.layer_lora_latent_mapping.weight'", .missingTensor, at: weights
+    ) { try peft.load(path, as: "second") }
+    // A recipe that does not say so goes by the tensors.
+    let recipe = FileSystem.join(path, EDoRAConfig.reconstructionFile)
+    for text in ["{}", #"{"r_squared": null}"#, #"{"r_squared": false}"#] {
+      try FileSystem.write(recipe, text)
+      try peft.load(path, as: "second")
+      let config = try #require(try peft.config("second") as? EDoRAConfig)
+      #expect(!config.reconstruction.hasLatent)
+      try peft.delete("second")
+    }
+  }
+
+  /// What says nothing in a file is no reason not to load it: the rank that a recipe was made with, and a
+  /// norm's setting in an adapter that had a magnitude before.
+  @Test func filesWithSettingsThatMeanNothing() throws {
+    let path = folder("xs")
+    try peft.add("xs", Self.config { $0.method = .loraXS })
+    try peft.save(path, adapter: "xs")
+    try peft.add(
+      "lora", LoRAConfig(rank: 3, targets: TargetSelection(.list(["layer"]))))
+    try peft.save(folder("lora"), adapter: "lora")
+    func set(_ file: String, _ key: String, _ value: JSONValue) throws {
+      var object = try #require(try FileSystem.readJSON(folder(file)).object)
+      object[key] = value
+      try FileSystem.write(folder(file), JSONValue.object(object).text())
+    }
+    try set("xs/\(EDoRAConfig.reconstructionFile)", "svd", ["rank": 8])
+    for name in ["xs", "lora"] {
+      try set("\(name)/\(AdapterFolder.configName)", "dora_detach_norm", false)
+      try peft.load(folder(name), as: "\(name)-again")
+      #expect(
+        try peft.tensors(of: name).map(\.parameter.value.scalars)
+          == peft.tensors(of: "\(name)-again").map(\.parameter.value.scalars))
+    }
+    // Nor is it written by a conversion.
+    try peft.add("detached", Self.config { $0.lora.detachesNorm = false })
+    for form in [AdapterForm.lora, .loraXS] {
+      try peft.convert("detached", to: form, as: form.rawValue + "-new")
+      #expect(try peft.config(form.rawValue + "-new").object["dora_detach_norm"] == nil)
+    }
+    try peft.convert("detached", to: .dora, as: "dora")
+    #expect(try peft.config("dora").object["dora_detach_norm"] == false)
   }
 
   /// Files without A and B: for another base, or from where A and B came out differently.

@@ -235,6 +235,14 @@ struct RecipeTests {
           decomposition: .randomized(iterations: 3), randomState: 9, drawsHalfOfB: true))
     #expect(config.unknownKeys.keys == ["unknown"])
     #expect(try EDoRAConfig(config.object) == config)
+    // As the recipe's file has it.
+    let nested = object([
+      ("use_dora", true), ("dora_detach_norm", false),
+      ("reconstruct_config", ["init_sigma": 0.25, "svd": ["rank": 4]]),
+    ])
+    #expect(try EDoRAConfig(nested).sigma == 0.25)
+    #expect(try !EDoRAConfig(nested).lora.detachesNorm)
+    #expect(try EDoRAConfig(EDoRAConfig(nested).object) == EDoRAConfig(nested))
     // What others write into the recipe is kept, and named for those who want none of it.
     var recipe = try EDoRAConfig(
       object([("reconstruct_config", ["half_init_dec": true, "half_init_enc": true])]))
@@ -263,6 +271,36 @@ struct RecipeTests {
     }
     #expect(error?.message.contains("'r' is 9") == true && error?.location == "layer")
     #expect(fixture.peft.adapterNames.isEmpty)
+  }
+
+  /// The repositories pass every member to `LoraConfig` of peft 0.10.0, which fails at a name that is
+  /// none of its fields: those of its `tuners/lora/config.py` and `config.py`.
+  @Test(arguments: EDoRAConfig.Method.allCases)
+  func theRepositoriesReadTheConfig(_ method: EDoRAConfig.Method) throws {
+    let fields = [
+      "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "fan_in_fan_out",
+      "inference_mode", "init_lora_weights", "layer_replication", "layers_pattern",
+      "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "megatron_config",
+      "megatron_core", "modules_to_save", "peft_type", "r", "rank_pattern", "revision",
+      "target_modules", "task_type", "use_dora", "use_rslora",
+    ]
+    func keys(_ config: EDoRAConfig) -> [String] { config.files[0].members.keys.sorted() }
+    #expect(keys(Self.config(method)) == fields)
+    // The version of a peft that wrote the adapter before is not that of this form.
+    let members: [(String, JSONValue)] = [
+      ("peft_type", .string(method.rawValue)), ("r", 3), ("target_modules", ["layer"]),
+      ("peft_version", "0.17.0"), ("corda_config", nil),
+    ]
+    var later = try EDoRAConfig(JSONObject(members))
+    #expect(keys(later) == fields)
+    // Others that are not at their default say what the adapter is.
+    later.lora.targets.excluded = .list(["head"])
+    later.unknownKeys = JSONObject([("mine", 1)])
+    #expect(keys(later) == (fields + ["exclude_modules", "mine"]).sorted())
+    #expect(later.files[0].members["use_dora"] == .bool(method == .edora))
+    // A compact adapter is read by this package alone.
+    later.isCompact = true
+    #expect(later.files[0].members["target_parameters"] != nil)
   }
 
   /// LoRA's targets, and its refusals, are those of the methods that build upon it.

@@ -37,7 +37,8 @@ struct AdapterSummary {
     return lines.joined(separator: "\n")
   }
 
-  /// The members of the config that say something: what is null, empty or off goes without saying.
+  /// The members of the config that say something: what is null, empty or the default goes without
+  /// saying.
   private var settings: [(name: String, value: String)] {
     let named = [
       ("peft_type", "method"), ("task_type", "task"), ("base_model_name_or_path", "base model"),
@@ -59,20 +60,17 @@ struct AdapterSummary {
     return result
   }
 
-  /// Whether a member says nothing, or what peft writes into every file.
+  /// Whether a member says nothing, or what it says by default; that is not `false` for every switch.
   private static func isDefault(_ key: String, _ value: JSONValue) -> Bool {
     switch value {
-    case .null, .bool(false): return true
+    case .null: return true
     case .array(let elements): return elements.isEmpty
     case .object(let object): return object.members.isEmpty
-    default:
-      let defaults: [String: JSONValue] = [
-        "bias": "none", "init_lora_weights": true, "megatron_core": "megatron.core",
-        "qalora_group_size": 16,
-      ]
-      return defaults[key] == value
+    default: return value == (key == "dora_detach_norm" ? true : defaults[key])
     }
   }
+
+  private static let defaults = LoRAConfig().object
 
   private static func plain(_ value: JSONValue) -> String {
     switch value {

@@ -31,6 +31,24 @@ extension PeftModel {
     try add(name, any: config, seed: seed, from: AdapterOrigin(), calibration: calibration)
   }
 
+  /// Adds an adapter where another one is: the config alone does not tell which layers a state was put
+  /// on, nor which modules a file had in full.
+  ///
+  /// - Parameters:
+  ///   - name: Unique on this model.
+  ///   - config: The settings.
+  ///   - other: The adapter whose layers and modules it gets.
+  ///   - isLoading: Whether all values are given next, so that initial ones need not be computed.
+  /// - Throws: ``PEFTError`` as ``add(_:_:seed:calibration:)``; the model is then as it was before.
+  package func add(
+    _ name: String, any config: any TunerConfig, like other: String, isLoading: Bool
+  ) throws(PEFTError) {
+    let origin = AdapterOrigin(
+      sites: try record(other).layout, fileKeys: Set(try tensors(of: other).map(\.key)),
+      existed: true, isLoading: isLoading)
+    _ = try add(name, any: config, seed: 0, from: origin)
+  }
+
   /// The same, with values that come from elsewhere.
   func add(
     _ name: String, any config: any TunerConfig, seed: UInt64, from origin: AdapterOrigin,

@@ -5,7 +5,8 @@ extension PeftModel {
   /// Decides what an adapter goes to, and completes its config as peft does: default targets,
   /// `all-linear` as a list, long lists shortened, tied layers.
   ///
-  /// - Parameter origin: Keys of a state may decide in the config's place which layers are adapted.
+  /// - Parameter origin: Keys of a state, or another adapter, may decide in the config's place which
+  ///   layers are adapted.
   func plan(
     _ config: inout any TunerConfig, _ tuner: any Tuner.Type, _ origin: AdapterOrigin
   ) throws(PEFTError) -> TargetPlan {
@@ -33,7 +34,9 @@ extension PeftModel {
     config.targets.modules = selection.modules
     let counts = try match(config, tuner, tying, &plan)
     try matchParameters(config, &plan)
-    if let keys = origin.stateKeys {
+    if let sites = origin.sites {
+      plan.sites = sites
+    } else if let keys = origin.stateKeys {
       try restrict(&plan, to: keys)
     } else {
       try check(config, counts, &plan)

@@ -74,6 +74,8 @@ public struct TargetReport: Equatable, Sendable {
 struct AdapterOrigin {
   /// Keys of a state that say, in place of the config, which layers are adapted.
   var stateKeys: [String]?
+  /// The places of another adapter's layers, which decide in the place of config and state.
+  var sites: [TargetPlan.Site]?
   /// The keys of the file that it is read from next.
   var fileKeys: Set<String>?
   /// What the files have for ``TunerLayer/referenceTensors``.

@@ -1,6 +1,21 @@
 import PEFTCore
 import PEFTSupport
 
+extension LoRAConfig {
+  /// Sets ranks, and the scaling to 1 everywhere.
+  ///
+  /// - Parameters:
+  ///   - ranks: Those of modules by path; the config's own patterns unless given.
+  ///   - rank: The rank of modules without a pattern.
+  package mutating func setRanks(_ ranks: [String: Int]?, mostly rank: Int) {
+    self.rank = rank
+    if let ranks { rankPattern = LoRACombiner.pattern(ranks, mostly: rank).pattern }
+    alpha = Double(rank)
+    alphaPattern = rankPattern
+    usesRSLoRA = false
+  }
+}
+
 extension LoRACombiner {
   /// peft's config: the first adapter's, with one rank.
   func config(rank: Int, targets: TargetSelection) -> JSONObject {
