@@ -192,16 +192,17 @@ struct LayerConversion {
     let (bb, aa) = (linear(b, b), linear(layer.a.value, layer.a.value))
     let first = try solve(bb, middle)
     let second = try solve(aa, first.transposed()).transposed()
-    latent.assign(second.scaled(by: Self.ratio(scaling, Double(layer.scaling))))
+    latent.assign(second.scaled(by: Self.ratio(scaling, layer.scaling)))
   }
 
   /// Keeps R and magnitude. Where A and B are made anew, they have to be those of before up to sign.
   private func keep(_ source: EDoRALayer, in layer: EDoRALayer) throws(PEFTError) {
+    let ratio = Self.ratio(source.scaling, layer.scaling)
     if let magnitude = source.weight?.magnitude { layer.weight?.magnitude.assign(magnitude.value) }
     guard layer.mark != nil, let latent = source.latent, let newLatent = layer.latent else {
-      layer.a.assign(source.a.value)
+      layer.a.assign(source.latent == nil ? source.a.value.scaled(by: ratio) : source.a.value)
       layer.b.assign(source.b.value)
-      if let latent = source.latent { layer.latent?.assign(latent.value) }
+      if let latent = source.latent { layer.latent?.assign(latent.value.scaled(by: ratio)) }
       return
     }
     try requireValues()
@@ -227,7 +228,8 @@ struct LayerConversion {
           remedy: "Keep the adapter in its full form.")
       }
     }
-    newLatent.assign(latent.value.scalingRows(by: vector).scalingColumns(by: vector))
+    newLatent.assign(
+      latent.value.scaled(by: ratio).scalingRows(by: vector).scalingColumns(by: vector))
   }
 
   /// X of M·X = N for a symmetric positive definite M, by elimination in double precision.

@@ -207,6 +207,12 @@ struct LoRAOptimizerTests {
     optimizer.update(loss.backward())
     #expect(optimizer.parameters.allSatisfy { $0.parameter.value.allFinite })
   }
+
+  @Test func loraFARefusesMagnitudes() throws {
+    let settings = TinyRun.choosing(.dora).merging(["optim": "lorafa"]) { $1 }
+    let text = failure { _ = try TinyRun().prepare(settings).makeTrainer() }
+    #expect(text.contains("a change without magnitude, and the adapter has one"), "\(text)")
+  }
 }
 
 extension TrainingArguments {

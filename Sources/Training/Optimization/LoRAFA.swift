@@ -55,8 +55,12 @@ public final class LoRAFA: Optimizer {
       }
     }
     if found.isEmpty {
+      let hasMagnitude = model.trainableTensors.contains { $0.key.hasSuffix("magnitude_vector") }
       throw PEFTError(
-        .unsupported, "LoRA-FA freezes one of two factors, and the adapter has none",
+        .unsupported,
+        hasMagnitude
+          ? "LoRA-FA projects the gradient of a change without magnitude, and the adapter has one"
+          : "LoRA-FA freezes one of two factors, and the adapter has none",
         remedy: "Use adamw.")
     }
     let ids = Set(frozen.map(\.id))
