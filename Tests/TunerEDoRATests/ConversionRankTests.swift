@@ -115,7 +115,7 @@ struct ConversionRankTests {
       abs(report.relativeError - (lost.sumOfSquares / change.sumOfSquares).squareRoot()) < 1e-6)
     let low = linear(
       linear(layer.a.value.transposed(), try #require(layer.latent).value), layer.b.value)
-    let direction = weight + low.transposed().scaled(by: layer.scaling)
+    let direction = weight + low.transposed().scaled(by: Float(layer.scaling))
     for row in 0..<8 {
       let (one, other) = (
         direction.rowRange(row..<row + 1), (lost.rowRange(row..<row + 1))
