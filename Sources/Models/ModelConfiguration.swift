@@ -48,10 +48,11 @@ public struct ModelConfiguration: Sendable {
   ///
   /// To be called when the model's parts have been described.
   ///
+  /// - Parameter keys: Those of the overrides to check.
   /// - Throws: ``PEFTError`` `invalidConfiguration` with the nearest known key.
-  public func checkOverrides() throws(PEFTError) {
+  public func checkOverrides(_ keys: [String]) throws(PEFTError) {
     let known = asked.all.union(Self.general)
-    guard let key = added.first(where: { !known.contains($0) }) else { return }
+    guard let key = keys.first(where: { added.contains($0) && !known.contains($0) }) else { return }
     throw PEFTError(
       .invalidConfiguration, "unknown key '\(key)': no part of the model reads it",
       remedy: Spelling.nearest(to: key, among: known.sorted()).map { "Did you mean '\($0)'?" }

@@ -109,7 +109,14 @@ public struct TunerRegistry: Sendable {
   /// - Throws: ``PEFTError`` when no tuner accepts its config.
   public func methodName(of folder: AdapterFolder) throws(PEFTError) -> String {
     if let (tuner, _) = try owner(of: folder) { return tuner.methodName }
-    return try entry(for: folder.config).tuner.methodName
+    return try methodName(of: folder.config)
+  }
+
+  /// The name of the method that a config's members are for.
+  ///
+  /// - Throws: ``PEFTError`` when no tuner accepts them.
+  public func methodName(of object: JSONObject) throws(PEFTError) -> String {
+    try entry(for: object).tuner.methodName
   }
 
   private func owner(

@@ -176,21 +176,27 @@ public enum FileSystem {
   /// Moves the files of a folder into another one, over those of the same names.
   ///
   /// What a reader looks for first comes last: as long as not all files are there, `key` is missing, so
-  /// that files of two origins are never taken for one.
+  /// that files of two origins are never taken for one. After a kill or a failure the same call goes on
+  /// where it was.
   ///
   /// - Parameters:
   ///   - source: The folder, which is removed.
   ///   - target: The folder that gets the files.
+  ///   - first: The name of the file that comes first; without it the move had begun.
   ///   - key: The name of the file without which the others mean nothing.
   ///   - known: Names that are removed from the target where the source does not have them.
   /// - Throws: ``PEFTError`` `fileAccess`.
   public static func moveFiles(
-    from source: String, to target: String, last key: String, replacing known: Set<String>
+    from source: String, to target: String, first: String, last key: String,
+    replacing known: Set<String>
   ) throws(PEFTError) {
     let names = try list(source)
-    for name in known.subtracting(names).union([key]) { removeTree(join(target, name)) }
-    syncFolder(target)
-    for name in names.filter({ $0 != key }) + names.filter({ $0 == key }) {
+    if names.contains(first) {
+      for name in known.subtracting(names).union([key]) { removeTree(join(target, name)) }
+      syncFolder(target)
+    }
+    let others = names.filter { $0 != first && $0 != key }
+    for name in [first] + others + [key] where names.contains(name) {
       let path = join(target, name)
       if rename(join(source, name), path) != 0 { throw systemError("cannot replace", path) }
     }

@@ -134,6 +134,17 @@ struct ErrorTests {
       #expect(try FileSystem.read(path) == before)
     }
     #expect(!folder.names.contains("out"))
+    // What the tool wrote there itself is no input.
+    for _ in 0..<2 {
+      try Tool.succeed([
+        "forward", "--model", model, "--input", input, "--output", "\(model)/out.safetensors",
+      ])
+    }
+    let same = try Tool.run([
+      "forward", "--model", model, "--adapter", adapter, "--input", input, "--output",
+      folder.file("out"), "--gradients", "\(model)/../out",
+    ])
+    #expect(same.errors.contains("--gradients: names the same file as --output"), "\(same.errors)")
   }
 
   /// The weights are those of another model than config.json's.

@@ -70,6 +70,8 @@ struct TrainCommandTests {
     #expect(again.errors.contains("dora from \(folder.file("out")) on 3 modules"))
     let record = try FileSystem.readJSON(folder.file("again/training_config.json"))
     #expect(record["settings"]?["method"] == "dora")
+    // Another name of the same.
+    try Tool.succeed(train("lora.use_dora=true", start, "output_dir=\(folder.file("third"))"))
     for settings in [["lora=null", "method=edora"], ["lora.r=2"]] {
       let outcome = try Tool.run(
         ["train", "--config", folder.file("run.yaml"), "--set", start]

@@ -71,7 +71,7 @@ struct FileSystemTests {
     for name in ["a", "key", "known", "other"] { try FileSystem.write("\(target)/\(name)", "old") }
     func move() throws(PEFTError) {
       try FileSystem.moveFiles(
-        from: source, to: target, last: "key", replacing: ["a", "known"])
+        from: source, to: target, first: "b", last: "key", replacing: ["a", "known"])
     }
     try make(["a", "b", "key"])
     try move()
@@ -79,10 +79,13 @@ struct FileSystemTests {
     #expect(try FileSystem.read("\(target)/key") == Array("new".utf8))
     #expect(try FileSystem.read("\(target)/other") == Array("old".utf8))
     #expect(!FileSystem.exists(source))
-    // A folder stands where a file is to go.
-    try make(["c", "key"])
+    // A folder stands where a file is to go; once it is away, the move goes on.
+    try make(["a", "b", "c", "key"])
     #expect(throws: PEFTError.self) { try move() }
-    #expect(try FileSystem.list(target) == ["b", "c", "other"])
+    #expect(try FileSystem.list(target) == ["a", "b", "c", "other"])
+    FileSystem.removeTree("\(target)/c")
+    try move()
+    #expect(try FileSystem.list(target) == ["a", "b", "c", "key", "other"])
   }
 
   @Test func appendsToAFile() throws {

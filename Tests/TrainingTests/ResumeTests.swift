@@ -1,3 +1,4 @@
+import Foundation
 import PEFTSupport
 import TestSupport
 import Testing
@@ -147,6 +148,23 @@ struct ResumeTests {
     for name in ["unfinished_run.json", ".result"] {
       #expect(!FileSystem.exists(run.folder("out/\(name)")))
     }
+  }
+
+  /// As a kill leaves it that came between two files of the result.
+  @Test func aResultThatIsHalfInPlaceIsCompleted() throws {
+    let run = try TinyRun()
+    try run.train(["save_strategy": "no"])
+    let out = run.folder("out")
+    let names = try FileSystem.list(out).filter { $0 != "metrics.jsonl" }
+    let before = try names.map { try FileSystem.read("\(out)/\($0)") }
+    try FileSystem.createDirectory("\(out)/.result")
+    for name in names where !["training_config.json", "adapter_model.safetensors"].contains(name) {
+      try #require(rename("\(out)/\(name)", "\(out)/.result/\(name)") == 0)
+    }
+    try FileSystem.write("\(out)/unfinished_run.json", "{}")
+    try run.train(["seed": 4, "resume_from_checkpoint": false], stopAfter: 1)
+    #expect(try names.map { try FileSystem.read("\(out)/\($0)") } == before)
+    #expect(!FileSystem.exists("\(out)/.result"))
   }
 
   /// What is left of a result that has labels would speak of one that has none.

@@ -71,7 +71,7 @@ extension RotaryTable {
     let key =
       configuration["rope_parameters"]?.object == nil
       ? "rope_scaling" : "rope_parameters"
-    let parameters = configuration.object[key]?.object ?? JSONObject()
+    let parameters = configuration[key]?.object ?? JSONObject()
     let scaling = ModelConfiguration(parameters, path: "\(configuration.path), '\(key)'")
     let base = try scaling.positive(
       "rope_theta", default: configuration.positive("rope_theta", default: 10000))

@@ -41,9 +41,6 @@ struct Forward: ParsableCommand {
         "--rows gives each row its own adapter: remove \(merge ? "--merge" : "--gradients"), which "
           + "is about the active ones")
     }
-    if gradients == output {
-      throw ValidationError("--gradients and --output name the same file")
-    }
   }
 
   func run() throws {
@@ -51,7 +48,12 @@ struct Forward: ParsableCommand {
     let inputs = [input, model] + adapters.adapters.map(\.folder)
     try OutputFolder.check(file: output, of: "--output", inputs: inputs)
     if let gradients {
-      try OutputFolder.check(file: gradients, of: "--gradients", inputs: inputs + [output])
+      try OutputFolder.check(file: gradients, of: "--gradients", inputs: inputs)
+      if let place = FileSystem.place(of: gradients), place == FileSystem.place(of: output) {
+        throw PEFTError(
+          .invalidConfiguration, "names the same file as --output", at: "--gradients",
+          remedy: "Choose another file.")
+      }
     }
     let input = try ForwardInput(input)
     let session = try ModelSession(

@@ -7,20 +7,31 @@ enum OutputFolder {
   /// - Parameters:
   ///   - file: The file.
   ///   - option: The option that names it.
-  ///   - inputs: Files that it must not be, and folders whose files it must not be.
+  ///   - inputs: Files that it must not be, and folders of models and adapters.
   /// - Throws: ``PEFTError`` naming the option.
   static func check(file: String, of option: String, inputs: [String]) throws(PEFTError) {
     // One that is not there replaces nothing.
     guard let place = FileSystem.resolved(file) else { return }
     for input in inputs {
       guard let other = FileSystem.resolved(input) else { continue }
-      guard place == other || place.hasPrefix(other + "/") else { continue }
+      guard place == other || isInput(place, of: other) else { continue }
       throw PEFTError(
         .invalidConfiguration,
         place == other
           ? "'\(file)' is the input" : "'\(file)' belongs to the input '\(input)'",
         at: option, remedy: "Choose another file.")
     }
+  }
+
+  /// Whether a file is one of those that are read of a model's or an adapter's folder.
+  private static func isInput(_ file: String, of folder: String) -> Bool {
+    guard file.hasPrefix(folder + "/") else { return false }
+    let name = file.dropFirst(folder.count + 1)
+    let isWeights =
+      ["model", "pytorch_model", "adapter_model", "initial_adapter"].contains(where: name.hasPrefix)
+      && [".safetensors", ".bin", ".json"].contains(where: name.hasSuffix)
+    return isWeights
+      || ["config.json", "adapter_config.json", "tokenizer.json"].contains(String(name))
   }
 
   /// Refuses one that would destroy something.

@@ -2,7 +2,8 @@ import PEFTSupport
 
 /// A layer whose change is multiplied by a number that can be changed.
 ///
-/// Changed scalings act at once and are not saved; to keep one, make a new adapter with ``PeftModel/combine(_:weights:into:_:)``.
+/// Changed scalings act at once and are not saved; to keep one, make a new adapter
+/// with ``PeftModel/combine(_:weights:into:_:)``, or by converting it.
 public protocol ScaledLayer: TunerLayer {
   /// The present factor.
   var scaling: Double { get set }

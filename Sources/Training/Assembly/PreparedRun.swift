@@ -48,6 +48,8 @@ public struct PreparedRun {
     let initial = try configuration.initialAdapter.map { (path) throws(PEFTError) in
       try AdapterFolder(path)
     }
+    method = try Self.method(configuration, initial, registry)
+    try Self.checkOutput(configuration.arguments.outputFolder)
     for (key, value) in try initial?.modelOverrides().members ?? []
     where configuration.modelConfig[key] == nil {
       // The adapter belongs to the model that it was trained on.
@@ -69,7 +71,12 @@ public struct PreparedRun {
       settings, task: task, labelling: training.labelling, problem: problem, initial: initial,
       columns: configuration.data)
     labels = found.labels
-    do { try settings.checkOverrides() } catch { throw error.located(at: "'model_config'") }
+    // What was accepted once has to be again, and other tasks read what they like.
+    if given.arguments.resumption == .none, task.behavior == nil {
+      do { try settings.checkOverrides(given.modelConfig.keys) } catch {
+        throw error.located(at: "'model_config'")
+      }
+    }
 
     let tokenizer =
       files.all.contains { $0.format != .tokens } ? try Tokenizer(folder: configuration.model) : nil
@@ -94,20 +101,12 @@ public struct PreparedRun {
     model = built.model
     objective = built.objective
     if let initial {
-      method = try registry.methodName(of: initial)
-      if let given = configuration.method, given != method {
-        throw PEFTError(
-          .invalidConfiguration,
-          "'method' is \(given), but the adapter in 'init_adapter' is of the method \(method)",
-          remedy: "Remove 'method' and its settings: they come from the adapter.")
-      }
       if !configuration.methodSettings.members.isEmpty {
         notices.append("'\(method)' has no effect: the settings come from 'init_adapter'")
       }
       try model.load(initial.path)
       targets = try model.targetReport(of: "default")
     } else {
-      method = configuration.method ?? "lora"
       let config = try configuration.adapterConfig(registry: registry, task: task)
       let calibration =
         config.needsCalibration
@@ -118,7 +117,7 @@ public struct PreparedRun {
           "default", any: config, seed: UInt64(configuration.arguments.seed),
           calibration: calibration)
       } catch {
-        throw error.located(at: "'\(method)'")
+        throw error.located(at: "'\(configuration.method ?? method)'")
       }
     }
     notices += targets.remarks
@@ -150,6 +149,36 @@ public struct PreparedRun {
     if training.labelling == .sequences { configuration.data.problemType = problem }
     self.configuration = configuration
     self.notices = notices
+  }
+
+  /// The adapter's method; the settings must not speak of another one than the initial adapter has.
+  private static func method(
+    _ configuration: RunConfiguration, _ initial: AdapterFolder?, _ registry: TunerRegistry
+  ) throws(PEFTError) -> String {
+    let wanted = try configuration.resolvedMethod(registry)
+    guard let initial else { return wanted }
+    let method: String
+    do { method = try registry.methodName(of: initial) } catch {
+      throw error.located(at: initial.configPath)
+    }
+    if configuration.method != nil, wanted != method {
+      throw PEFTError(
+        .invalidConfiguration,
+        "'method' is \(wanted), but the adapter in 'init_adapter' is of the method \(method)",
+        remedy: "Remove 'method' and its settings: they come from the adapter.")
+    }
+    return method
+  }
+
+  /// Refuses a model's folder, whose files the run's would be mistaken for.
+  private static func checkOutput(_ output: String) throws(PEFTError) {
+    func has(_ name: String) -> Bool { FileSystem.exists(FileSystem.join(output, name)) }
+    guard has("config.json"),
+      ![AdapterFolder.configName, RunRecord.fileName, RunRecord.unfinishedName].contains(where: has)
+    else { return }
+    throw PEFTError(
+      .invalidConfiguration, "'output_dir' is the folder of a model", at: output,
+      remedy: "Choose another folder.")
   }
 
   /// The trainer of the run.

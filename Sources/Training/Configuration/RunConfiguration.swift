@@ -111,6 +111,16 @@ public struct RunConfiguration: Sendable {
   /// The method of a new adapter.
   private var newMethod: String { method ?? "lora" }
 
+  /// The method that the settings lead to: `lora` with `use_dora` is DoRA.
+  func resolvedMethod(_ registry: TunerRegistry) throws(PEFTError) -> String {
+    var object = methodSettings
+    for (key, value) in registry.identifyingMembers(ofMethod: newMethod)?.members ?? [] {
+      object[key] = value
+    }
+    // What is wrong with them is said where they are read.
+    return (try? registry.methodName(of: object)) ?? newMethod
+  }
+
   /// The config of a new adapter.
   ///
   /// - Parameters:

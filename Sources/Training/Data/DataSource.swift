@@ -13,8 +13,8 @@ public struct DataSource: Sendable {
   public let records: [DataRecord]
   /// The text of a plain-text file.
   public let text: String?
-  /// The column with the labels of sequences: the configured one, or `labels` of token ids, where it
-  /// is no list with a label for each token.
+  /// The column with the labels of sequences: the configured one; of token ids else `label`, or `labels`
+  /// where it is no list with a label for each token.
   public let labelColumn: String
 
   /// Reads a file.
@@ -44,13 +44,21 @@ public struct DataSource: Sendable {
       format =
         configuration.format == .auto
         ? Self.format(of: records[0], configuration, task) : configuration.format
-      let values = records[0].values
-      let hasOther =
-        format == .tokens && values[configuration.labelColumn] == nil && values["labels"] != nil
-        && (task == .sequenceClassification || values["labels"]?.array == nil)
-      labelColumn = hasOther ? "labels" : configuration.labelColumn
+      labelColumn =
+        format == .tokens
+        ? Self.labelColumn(of: records[0].values, configuration.labelColumn, task)
+        : configuration.labelColumn
     }
     if let task { try check(task) }
+  }
+
+  /// The column with the label of a sequence of token ids.
+  private static func labelColumn(
+    of values: JSONObject, _ configured: String, _ task: TaskType?
+  ) -> String {
+    if let found = [configured, "label"].first(where: { values[$0] != nil }) { return found }
+    guard let labels = values["labels"] else { return configured }
+    return task == .sequenceClassification || labels.array == nil ? "labels" : configured
   }
 
   private static func format(

@@ -39,7 +39,6 @@ struct CheckpointFolder {
   func removeLeftovers() throws(PEFTError) {
     guard FileSystem.isDirectory(output) else { return }
     FileSystem.removeLeftovers(of: resultPath)
-    FileSystem.removeTree(resultPath)
     for name in try FileSystem.list(output) {
       guard let dot = name.firstIndex(of: "."), let step = Self.step(of: String(name[..<dot]))
       else { continue }

@@ -79,7 +79,7 @@ extension Trainer {
     }
     // The run's log is in the folder whose last run it was: this one, or the checkpoint's.
     for output in [arguments.outputFolder, FileSystem.join(folder, "..")]
-    where try formerLog == nil && RunRecord(ofLastRunIn: output)?.id == saved.id {
+    where formerLog == nil && (try? RunRecord(ofLastRunIn: output))?.id == saved.id {
       formerLog = FileSystem.join(output, MetricsLog.fileName)
     }
     record.id = saved.id
@@ -98,7 +98,9 @@ extension Trainer {
     // A key that only the checkpoint has counts too: some are written only where they differ from
     // the default.
     for key in now.keys + then.keys.filter({ now[$0] == nil })
-    where !["base_model_name_or_path", "inference_mode"].contains(key) && now[key] != then[key] {
+    where !["base_model_name_or_path", "inference_mode", "peft_version"].contains(key)
+      && now[key] != then[key]
+    {
       throw PEFTError(
         .invalidState,
         "the adapter's '\(key)' is \((now[key] ?? .null).text(.spaced)), the checkpoint was made "
@@ -124,6 +126,7 @@ extension Trainer {
   func prepareOutput() throws(PEFTError) {
     let output = arguments.outputFolder
     try FileSystem.createDirectory(output)
+    try takeResult()
     try checkpoints.removeLeftovers()
     try FileSystem.write(
       FileSystem.join(output, RunRecord.unfinishedName), Self.text(record.object))
@@ -164,12 +167,12 @@ extension Trainer {
       FileSystem.join(folder, TrainerState.fileName), Self.text(state.object(plan, arguments)))
   }
 
-  /// Writes the adapter with its records into the output folder: all of it, or what was there stays.
+  /// Writes the adapter with its records, complete or not at all, and puts it into the output folder.
   private func writeResult() throws {
     let output = arguments.outputFolder
     let card = FileSystem.join(output, "README.md")
     try FileSystem.writeDirectory(checkpoints.resultPath) { folder in
-      // What its author wrote into the card stays.
+      // The front matter of a card that is there stays.
       if FileSystem.exists(card) {
         try FileSystem.write(
           FileSystem.join(folder, "README.md"),
@@ -178,8 +181,17 @@ extension Trainer {
       try self.writeRecords(into: folder)
       try self.writeAdapter(into: folder)
     }
+    try takeResult()
+  }
+
+  /// Puts a complete result in the place of an earlier one. The start of a run does this again: a kill
+  /// may have come between two of its files.
+  private func takeResult() throws(PEFTError) {
+    let output = arguments.outputFolder
+    guard FileSystem.isDirectory(checkpoints.resultPath) else { return }
     try FileSystem.moveFiles(
-      from: checkpoints.resultPath, to: output, last: AdapterFolder.configName,
+      from: checkpoints.resultPath, to: output, first: RunRecord.fileName,
+      last: AdapterFolder.configName,
       replacing: model.registry.fileNames.union([LabelSet.fileName]))
     FileSystem.removeTree(FileSystem.join(output, RunRecord.unfinishedName))
   }

@@ -84,12 +84,6 @@ public final class Trainer {
         .invalidConfiguration, "'load_best_model_at_end' needs data to evaluate",
         remedy: "Name it with 'validation_file'.")
     }
-    if FileSystem.exists(FileSystem.join(arguments.outputFolder, "config.json")) {
-      throw PEFTError(
-        .invalidConfiguration,
-        "'output_dir' is the folder of a model, whose files it would be mixed with",
-        at: arguments.outputFolder, remedy: "Choose another folder.")
-    }
     if !metrics.contains(self.metric) {
       throw PEFTError(
         .invalidConfiguration,

@@ -8,6 +8,8 @@ struct AnswerScores: EvaluationTally {
     var search: AnswerSearch
     /// The best span so far, in the context's tokens.
     var best: AnswerSpan?
+    /// Whether a window's scores were no numbers.
+    var isBroken = false
     var none: Float?
   }
 
@@ -59,7 +61,11 @@ extension AnswerScores.Question {
     none = min(none ?? score, score)
     let rows = search.rows.clamped(to: 0..<logits.count / 2)
     if rows.isEmpty { return }
-    guard let span = AnswerSpan(bestOf: logits, in: rows), span.isBetter(than: best) else { return }
+    guard let span = AnswerSpan(bestOf: logits, in: rows) else {
+      isBroken = true
+      return
+    }
+    guard span.isBetter(than: best) else { return }
     best = span.shifted(by: search.start - rows.lowerBound)
   }
 
@@ -71,6 +77,8 @@ extension AnswerScores.Question {
   }
 
   var score: (isExact: Bool, f1: Double) {
+    // To say nothing for want of numbers is no answer.
+    if best == nil, isBroken { return (false, 0) }
     let wanted = search.answers ?? []
     guard let answer, !wanted.isEmpty else {
       let isRight = answer == nil && wanted.isEmpty
