@@ -3,7 +3,7 @@
 and adapter size at each rank, for the best of some learning rates and several seeds.
 
 The first seed tries every learning rate; the other seeds run at the best of these. Ranks after the first
-start with the first one's best rate, so that every row is there early, and try the others in the end.
+start with the first one's best rate, so that every row is there early.
 Every run adds one line to the file of results, and a run that has one is not repeated: stop and go on as
 you like, or run parts with --only. With --report a table and a plot (SVG) are made of what is there. See
 README.md.
@@ -89,7 +89,7 @@ def plan(options):
     yield from every_rate(first)
     yield from best_rate(first, first, seeds[1:])
     for rank in others:
-        yield from best_rate(rank, first, seeds)
+        yield from best_rate(rank, first, seeds[:1])
     for rank in others:
         yield from every_rate(rank)
     for rank in others:
