@@ -65,7 +65,9 @@ def table(groups: list[Group]) -> str:
 
 def plot(groups: list[Group]) -> str:
     """Accuracy against trained parameters, on a logarithmic axis; a point for each seed, a ring for the
-    mean."""
+    mean. What has learnt nothing is left to the table: beside it the others would look alike."""
+    best = max(max(group.accuracies) for group in groups)
+    groups = [group for group in groups if statistics.fmean(group.accuracies) > best / 2]
     width, height, left, right, top, bottom = 720, 420, 64, 190, 24, 52
     colours = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e"]
     counts = [group.runs[0]["trained"] for group in groups]
@@ -111,8 +113,13 @@ def plot(groups: list[Group]) -> str:
     for group in groups:
         place = names.index(group.name)
         colour = colours[place]
-        # Side by side where the counts are about the same.
-        at = x(group.runs[0]["trained"]) + (-6, 6, -6, 6, 0)[place]
+        # Side by side where the counts are about the same, their names away from each other.
+        shift = (-6, 6, -6, 6, 0)[place]
+        at = x(group.runs[0]["trained"]) + shift
+        across, down, anchor = 9, -7, "start"
+        if shift < 0:
+            is_first = group.rank == groups[0].rank
+            across, down, anchor = (-10, 4, "end") if is_first else (0, 24, "middle")
         mean = statistics.fmean(group.accuracies)
         for accuracy in group.accuracies:
             parts.append(
@@ -120,7 +127,8 @@ def plot(groups: list[Group]) -> str:
             )
         parts.append(
             f'<circle cx="{at:.1f}" cy="{y(mean):.1f}" r="6" fill="none" stroke="{colour}" '
-            f'stroke-width="2"/><text x="{at + 9:.1f}" y="{y(mean) - 7:.1f}" fill="{colour}">'
+            f'stroke-width="2"/><text x="{at + across:.1f}" y="{y(mean) + down:.1f}" '
+            f'text-anchor="{anchor}" fill="{colour}">'
             f"r {group.rank}</text>"
         )
     for place, name in enumerate(names):
