@@ -180,6 +180,20 @@ struct EDoRAErrorTests {
     #expect(peft.adapterNames == ["first"])
   }
 
+  /// Writes the tensors of a file anew as they are changed; `nil` leaves one out.
+  private static func rewrite(
+    _ path: String, _ change: (_ name: String, _ value: Tensor) -> Tensor?
+  ) throws {
+    let file = try SafetensorsFile(path)
+    var items: [SafetensorsItem] = []
+    for name in file.names {
+      guard let value = change(name, try file.tensor(name)) else { continue }
+      // A copy, as the file that the values are mapped from is replaced.
+      items.append(SafetensorsItem(name, Tensor(shape: value.shape, scalars: value.scalars)))
+    }
+    try SafetensorsWriter.write(items, to: path)
+  }
+
   /// A program that does not know R keeps the recipe beside the weights that it writes again without R:
   /// B·A alone, W's leading part, would be added.
   @Test(arguments: EDoRAConfig.Method.allCases)
@@ -188,13 +202,7 @@ struct EDoRAErrorTests {
     try peft.add("whole", Self.config { $0.method = method })
     try peft.save(path, adapter: "whole")
     let weights = FileSystem.join(path, AdapterFolder.weightsName)
-    let file = try SafetensorsFile(weights)
-    var items: [SafetensorsItem] = []
-    for name in file.names where !name.contains("latent") {
-      let value = try file.tensor(name)
-      items.append(SafetensorsItem(name, Tensor(shape: value.shape, scalars: value.scalars)))
-    }
-    try SafetensorsWriter.write(items, to: weights)
+    try Self.rewrite(weights) { name, value in name.contains("latent") ? nil : value }
     try peft.refuses(
       "the adapter's tensors do not fit the model; missing: "
         + "'base_model.model.layer_lora_latent_mapping.weight'", .missingTensor, at: weights
@@ -267,15 +275,12 @@ struct EDoRAErrorTests {
       .invalidAdapter, at: place
     ) { try other.load(path, as: "again") }
 
-    let file = try SafetensorsFile(weights)
-    var items: [SafetensorsItem] = []
-    for name in file.names {
-      var value = try file.tensor(name)
+    try Self.rewrite(weights) { name, value in
+      var value = value
       // After the hash: products of A, then of B, with fixed vectors.
       if name.hasSuffix("base_fingerprint") { value.withMutableSlice { $0[5] += 1 } }
-      items.append(SafetensorsItem(name, Tensor(shape: value.shape, scalars: value.scalars)))
+      return value
     }
-    try SafetensorsWriter.write(items, to: weights)
     try peft.refuses(
       "the compact adapter's A and B cannot be made again on this machine: the decomposition of this "
         + "module's weight comes out differently", .invalidAdapter, at: place
