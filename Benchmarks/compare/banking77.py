@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Fine-tunes MiniLM on banking77 with Python's peft (f32) and with `peft train`, and compares
-time, accuracy and peak memory. The two take turns, in one run. See README.md."""
+time, accuracy and peak memory. The two take turns, in one run. See README.md.
+
+With --paired, `peft train` begins with the adapter that peft has drawn and takes the examples in its
+order, so that the accuracies differ by the masks of the base model's dropout and by rounding alone."""
 
 import argparse
 import csv
@@ -26,6 +29,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=int, default=0, help="only so many rows, for a quick look")
     parser.add_argument("--set", action="append", default=[], help="key=value for `peft train`")
+    parser.add_argument("--paired", action="store_true", help="peft's initial adapter and order")
     parser.add_argument("--json", type=Path, help="write the measurements here too")
     options = parser.parse_args()
     options.sides = options.sides.split(",")
@@ -35,6 +39,8 @@ def parse() -> argparse.Namespace:
     options.data = options.data.resolve()
     if not set(options.sides) <= {"peft", "swift"}:
         parser.error(f"--sides {','.join(options.sides)}: expected peft, swift or both")
+    if options.paired and (options.epochs != 1 or set(options.sides) != {"peft", "swift"}):
+        parser.error("--paired is for both sides and one epoch, whose order it takes over")
     if "swift" in options.sides and not options.peft_binary.is_file():
         parser.error(f"no such binary: {options.peft_binary}")
     return options
@@ -52,28 +58,29 @@ def shortened(source: Path, target: Path, limit: int) -> Path:
     return target
 
 
-def run_peft(options, files: dict[str, Path], seed: int) -> dict:
+def reordered(source: Path, target: Path, order: list[int]) -> Path:
+    """The rows of a CSV file in another order."""
+    with open(source, newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    with open(target, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([head, *(rows[place] for place in order)])
+    return target
+
+
+def run_peft(options, files: dict[str, Path], seed: int, start: Path) -> dict:
     command = [sys.executable, HERE / "peft_banking77.py"]
     command += ["--model", files["model"], "--train", files["train"], "--test", files["test"]]
     command += ["--labels", files["labels"], "--epochs", options.epochs, "--seed", seed]
+    if options.paired:
+        command += ["--start", start]
     used = measure.run([*command, "--threads", options.threads], options.threads)
     result = measure.last_json(used.output)
     return measured(used, result["train_seconds"], result["accuracy"])
 
 
-def run_swift(options, files: dict[str, Path], seed: int, folder: Path) -> dict:
+def run_swift(options, files: dict[str, Path], seed: int, start: Path, folder: Path) -> dict:
     output = folder / f"swift-{seed}"
-    settings = {
-        "model": str(files["model"]),
-        "task_type": "SEQ_CLS",
-        "precision": "float32",
-        "train_file": str(files["train"]),
-        "validation_file": str(files["test"]),
-        "data_format": "classification",
-        "text_column": "text",
-        "label_column": "category",
-        "labels": str(files["labels"]),
-        "max_length": 128,
+    adapter = {
         "method": "lora",
         "lora": {
             "r": 8,
@@ -81,6 +88,24 @@ def run_swift(options, files: dict[str, Path], seed: int, folder: Path) -> dict:
             "lora_dropout": 0.0,
             "target_modules": ["query", "key", "value", "dense"],
         },
+    }
+    train = files["train"]
+    if options.paired:
+        adapter = {"init_adapter": str(start), "shuffle": False}
+        order = json.loads((start / "order.json").read_text())
+        train = reordered(train, folder / "ordered.csv", order)
+    settings = {
+        "model": str(files["model"]),
+        "task_type": "SEQ_CLS",
+        "precision": "float32",
+        "train_file": str(train),
+        "validation_file": str(files["test"]),
+        "data_format": "classification",
+        "text_column": "text",
+        "label_column": "category",
+        "labels": str(files["labels"]),
+        "max_length": 128,
+        **adapter,
         "output_dir": str(output / "adapter"),
         "num_train_epochs": options.epochs,
         "per_device_train_batch_size": 32,
@@ -138,12 +163,14 @@ def main() -> None:
             "test": shortened(source / "test.csv", folder / "test.csv", options.limit),
         }
         for turn, seed in enumerate(options.seeds):
+            start = folder / f"start-{seed}"
             # Turns change, so that neither side always runs on the warmer machine.
-            for side in options.sides if turn % 2 == 0 else reversed(options.sides):
+            sides = options.sides if turn % 2 == 0 else options.sides[::-1]
+            for side in ["peft", "swift"] if options.paired else sides:
                 if side == "peft":
-                    result = run_peft(options, files, seed)
+                    result = run_peft(options, files, seed, start)
                 else:
-                    result = run_swift(options, files, seed, folder)
+                    result = run_swift(options, files, seed, start, folder)
                 results[side].append({"seed": seed, **result})
                 rows.append(cells(side, str(seed), result))
                 print(f"{side}, seed {seed}: {result}", file=sys.stderr, flush=True)

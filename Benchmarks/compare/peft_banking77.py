@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--warmup", type=float, default=0.06)
+    parser.add_argument("--start", type=Path, help="folder that gets the new adapter and order.json")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
@@ -91,6 +92,8 @@ def main() -> None:
         target_modules=["query", "key", "value", "dense"],
     )
     model = get_peft_model(base, adapters)
+    if options.start:
+        model.save_pretrained(options.start)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=options.rate, weight_decay=0.0)
     per_epoch = -(-len(train) // options.batch)
@@ -103,6 +106,8 @@ def main() -> None:
     for _ in range(options.epochs):
         model.train()
         order = torch.randperm(len(train)).tolist()
+        if options.start and not epochs:
+            (options.start / "order.json").write_text(json.dumps(order))
         total = 0.0
         start = time.perf_counter()
         for first in range(0, len(order), options.batch):
