@@ -82,7 +82,8 @@ public enum Rows {
     check(rows, columns, row: bias?.count)
     split(rows, columns) { r in
       pk_scale_columns_bias(
-        factors.pointer, bias?.pointer, y.pointer + r.lowerBound * columns, r.count, columns)
+        factors.pointer, bias?.pointer, y.pointer + r.lowerBound * columns, columns, r.count,
+        columns)
     }
   }
 

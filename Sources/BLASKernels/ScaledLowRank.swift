@@ -24,21 +24,27 @@ public enum ScaledLowRank {
     Rows.check(rows, columns, row: bias?.count)
     Rows.check(rows, rank, low.count)
     Rows.check(columns, rank, b.count)
-    let parts = rows * columns <= pieceSize ? 1 : pieces(rows, of: columns, atLeast: 8)
-    guard rank > 0, parts > 1 else {
+    guard rank > 0, rows * columns > pieceSize else {
       BLAS.gemm(.no, .yes, m: rows, n: columns, k: rank, alpha: scale, low, b, beta: 1, into: y)
       return Rows.scaleColumns(rows: rows, columns: columns, of: y, by: factors, adding: bias)
     }
-    Parallel.forEach(parts) { part in
-      let first = rows * part / parts
-      let count = rows * (part + 1) / parts - first
-      let own = y.pointer + first * columns
+    // Runs of columns first: the rows of a piece share what is packed of B.
+    let across = (rows + mostRows - 1) / mostRows
+    let along = strips(columns, atLeast: rows * columns / pieceSize / across + 1)
+    Parallel.forEach(across * along) { piece in
+      let (row, strip) = (piece / along, piece % along)
+      let first = rows * row / across
+      let count = rows * (row + 1) / across - first
+      let from = columns * strip / along / 32 * 32
+      let end = strip + 1 == along ? columns : columns * (strip + 1) / along / 32 * 32
+      let own = y.pointer + first * columns + from
       product(
         pk_gemm_task(
-          a: low.pointer + first * rank, b: b.pointer, c: own, m: count, n: columns, k: rank,
-          lda: rank, ldb: rank, ldc: columns, alpha: scale, beta: 1, ta: false, tb: true,
-          format: PK_F32))
-      pk_scale_columns_bias(factors.pointer, bias?.pointer, own, count, columns)
+          a: low.pointer + first * rank, b: b.pointer + from * rank, c: own, m: count,
+          n: end - from, k: rank, lda: rank, ldb: rank, ldc: columns, alpha: scale, beta: 1,
+          ta: false, tb: true, format: PK_F32))
+      pk_scale_columns_bias(
+        factors.pointer + from, bias.map { $0.pointer + from }, own, columns, count, end - from)
     }
   }
 
@@ -107,11 +113,13 @@ public enum ScaledLowRank {
   /// Elements of a piece: 512 kB, half of a core's second-level cache or less.
   private static let pieceSize = 1 << 17
 
-  /// How many pieces rows are cut into, the same number for each thread.
-  private static func pieces(_ rows: Int, of columns: Int, atLeast few: Int) -> Int {
-    let wanted = (rows * columns + pieceSize - 1) / pieceSize
+  /// Rows of a piece, so that a piece of many rows is not too narrow.
+  private static let mostRows = 512
+
+  /// How many strips columns are cut into, the same number for each thread.
+  private static func strips(_ columns: Int, atLeast few: Int) -> Int {
     let threads = Parallel.threadCount
-    return min((wanted + threads - 1) / threads * threads, max(1, rows / few))
+    return min((few + threads - 1) / threads * threads, max(1, columns / 64))
   }
 
   private static func product(_ task: pk_gemm_task) {

@@ -79,9 +79,9 @@ static void K(column_dots)(const float *x, const float *y, size_t ld, size_t row
   COLUMN_REDUCE(COLUMN_DOT, z)
 }
 
-// y = bias + y ∘ s in every row; no bias when it is NULL.
-static void K(scale_columns_bias)(const float *s, const float *bias, float *y, size_t rows, size_t columns) {
-  for (size_t r = 0; r < rows; r++, y += columns) {
+// y = bias + y ∘ s in every row, which are ld apart; no bias when it is NULL.
+static void K(scale_columns_bias)(const float *s, const float *bias, float *y, size_t ld, size_t rows, size_t columns) {
+  for (size_t r = 0; r < rows; r++, y += ld) {
     size_t c = 0, n = columns;
     for (; c + VL <= n; c += VL) {
       vf v = load(y + c) * load(s + c);
