@@ -146,39 +146,12 @@ public struct EDoRAConfig: TunerConfig, Equatable {
       guard let members = value.object else {
         throw ConfigReader.mismatch("reconstruct_config", "a mapping", value)
       }
-      reconstruction = try Reconstruction(members)
-      do { sigma = try Self.check(members, sigma: sigma, rank: lora.rank) } catch {
-        throw error.located(at: "'reconstruct_config'")
-      }
+      reconstruction = try Reconstruction(members, rank: lora.rank, sigma: &sigma)
     } else {
       reconstruction = Reconstruction()
     }
     self.sigma = sigma ?? 1e-5
     try validate()
-  }
-
-  /// Holds a recipe against the settings around it that it may repeat.
-  ///
-  /// - Returns: σ, from where it is given.
-  private static func check(
-    _ recipe: JSONObject, sigma: Double?, rank: Int
-  ) throws(PEFTError) -> Double? {
-    var reader = ConfigReader(recipe)
-    let own = try reader.double("init_sigma")
-    if let own, let sigma, own != sigma {
-      throw PEFTError(
-        .invalidConfiguration, "'init_sigma' is \(own), but \(sigma) beside the recipe",
-        remedy: "Give it once.")
-    }
-    if let svd = reader.value("svd")?.object {
-      var reader = ConfigReader(svd)
-      if let own = try reader.int("rank"), own != rank {
-        throw PEFTError(
-          .invalidConfiguration, "'svd.rank' is \(own), but 'r' is \(rank)",
-          remedy: "Remove 'svd.rank': A and B have the rank 'r'.")
-      }
-    }
-    return own ?? sigma
   }
 
   /// The members of a config, all in one object, as a run's settings have them.
@@ -215,10 +188,7 @@ public struct EDoRAConfig: TunerConfig, Equatable {
   ///
   /// - Throws: ``PEFTError`` `invalidConfiguration`, naming the key.
   public func validate() throws(PEFTError) {
-    var shared = lora
-    shared.detachesNorm = true
-    try shared.validate()
-    if !lora.detachesNorm, method == .loraXS { throw LoRAConfig.normWithoutMagnitude }
+    try lora.validate(hasMagnitude: method == .edora)
     do { try reconstruction.validate() } catch { throw error.located(at: "'reconstruct_config'") }
     for (key, isSet) in [
       ("lora_bias", lora.usesLoRABias), ("enable_lora", !lora.enabledParts.isEmpty),
@@ -281,10 +251,14 @@ public struct Reconstruction: Sendable, Equatable {
     unknownKeys = JSONObject()
   }
 
-  /// Reads the members.
+  /// Reads the members; two of them may repeat what stands beside the recipe.
   ///
+  /// - Parameters:
+  ///   - object: The members.
+  ///   - rank: The adapter's rank, which `svd.rank` must be.
+  ///   - sigma: `init_sigma` beside the recipe; receives the recipe's own.
   /// - Throws: ``PEFTError`` naming the key.
-  public init(_ object: JSONObject) throws(PEFTError) {
+  init(_ object: JSONObject, rank: Int, sigma: inout Double?) throws(PEFTError) {
     self.init()
     var reader = ConfigReader(object)
     do throws(PEFTError) {
@@ -303,13 +277,20 @@ public struct Reconstruction: Sendable, Equatable {
       drawsHalfOfB = try reader.bool("half_init_dec") ?? false
       isRandom = try reader.bool("replacement_module_random_init") ?? false
       hasLatent = try reader.bool("r_squared") ?? true
-      // A member of the file that this package adds; it is read elsewhere.
-      _ = reader.value("init_sigma")
+      // A member of the file that this package adds.
+      if let own = try reader.double("init_sigma") {
+        if let sigma, own != sigma {
+          throw PEFTError(
+            .invalidConfiguration, "'init_sigma' is \(own), but \(sigma) beside the recipe",
+            remedy: "Give it once.")
+        }
+        sigma = own
+      }
       if let value = reader.value("svd") {
         guard let members = value.object else {
           throw ConfigReader.mismatch("svd", "a mapping", value)
         }
-        try readDecomposition(members)
+        try readDecomposition(members, rank)
       }
       unknownKeys = reader.rest
     } catch {
@@ -317,15 +298,18 @@ public struct Reconstruction: Sendable, Equatable {
     }
   }
 
-  private mutating func readDecomposition(_ object: JSONObject) throws(PEFTError) {
+  private mutating func readDecomposition(_ object: JSONObject, _ rank: Int) throws(PEFTError) {
     var reader = ConfigReader(object)
     if let iterations = try reader.int("n_iter") {
       decomposition = .randomized(iterations: iterations)
       try validate()
     }
     randomState = try reader.int("random_state") ?? 42
-    // The adapter's own rank counts, which this one is held against where both are read.
-    _ = reader.value("rank")
+    if let own = try reader.int("rank"), own != rank {
+      throw PEFTError(
+        .invalidConfiguration, "'svd.rank' is \(own), but 'r' is \(rank)",
+        remedy: "Remove 'svd.rank': A and B have the rank 'r'.")
+    }
     if let key = reader.rest.keys.first {
       throw PEFTError(
         .invalidConfiguration, "unknown key 'svd.\(key)'",

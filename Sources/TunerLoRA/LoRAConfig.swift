@@ -100,7 +100,7 @@ public struct LoRAConfig: TunerConfig, Equatable {
       "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
       "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "bias",
       "fan_in_fan_out", "target_parameters", "lora_bias", "trainable_token_indices",
-      "layer_replication", "ensure_weight_tying", "use_dora", "enable_lora",
+      "layer_replication", "ensure_weight_tying", "use_dora", "dora_detach_norm", "enable_lora",
     ] + otherKeys.map(\.key) + Initialization.keys
 
   /// Reads the members of a config file.
@@ -245,7 +245,12 @@ public struct LoRAConfig: TunerConfig, Equatable {
   /// Checks rank, dropout and alpha.
   ///
   /// - Throws: ``PEFTError`` `invalidConfiguration`, naming the key.
-  public func validate() throws(PEFTError) {
+  public func validate() throws(PEFTError) { try validate(hasMagnitude: usesDoRA) }
+
+  /// Checks the values, those of another method that are stored like LoRA's.
+  ///
+  /// - Parameter hasMagnitude: Whether the method has a norm that ``detachesNorm`` can be about.
+  package func validate(hasMagnitude: Bool) throws(PEFTError) {
     if !Self.ranks.contains(rank) { throw Self.invalidRank(Double(rank)) }
     if !(0..<1).contains(dropout) {
       throw PEFTError(
@@ -254,7 +259,12 @@ public struct LoRAConfig: TunerConfig, Equatable {
           + "expected")
     }
     try validateParts()
-    if !detachesNorm, !usesDoRA { throw Self.normWithoutMagnitude }
+    if !detachesNorm, !hasMagnitude {
+      throw PEFTError(
+        .invalidConfiguration,
+        "'dora_detach_norm' is false, but the adapter has no magnitude, whose norm it is about",
+        remedy: "Remove the key, or use DoRA or EDoRA.")
+    }
     if !alpha.isFinite {
       throw PEFTError(
         .invalidConfiguration, "'lora_alpha' is \(alpha), a finite number was expected")
@@ -282,12 +292,6 @@ public struct LoRAConfig: TunerConfig, Equatable {
         remedy: "Remove 'target_parameters' or the other key.")
     }
   }
-
-  /// A setting about norms where nothing is divided by any.
-  package static let normWithoutMagnitude = PEFTError(
-    .invalidConfiguration,
-    "'dora_detach_norm' is false, but the adapter has no magnitude, whose norm it is about",
-    remedy: "Remove the key, or use DoRA or EDoRA.")
 
   /// What is odd about the settings, given the modules that were matched: patterns for none of them.
   public func remarks(matching paths: [String]) -> [String] {
