@@ -70,9 +70,32 @@ public struct TunerRegistry: Sendable {
     entries.reduce(into: []) { $0.formUnion($1.tuner.settingsFiles) }
   }
 
-  /// The members of a config that make it one of the named method; `nil` for an unknown name.
-  public func identifyingMembers(ofMethod name: String) -> JSONObject? {
-    entries.first { $0.tuner.methodName == name }?.tuner.identifyingMembers
+  /// Settings with the members that make them a config of a method.
+  ///
+  /// - Parameters:
+  ///   - settings: Members of a config, which need not say the method.
+  ///   - name: The method's name in a run's settings.
+  /// - Throws: ``PEFTError`` `invalidConfiguration` for an unknown name, and for settings that say
+  ///   another method.
+  public func members(
+    _ settings: JSONObject, ofMethod name: String
+  ) throws(PEFTError) -> JSONObject {
+    guard let tuner = entries.first(where: { $0.tuner.methodName == name })?.tuner else {
+      throw PEFTError(
+        .invalidConfiguration, "'\(name)' is not a method",
+        remedy: Spelling.suggestion(for: name, among: methodNames))
+    }
+    var result = settings
+    for (key, value) in tuner.identifyingMembers.members {
+      if let given = settings[key], given != value {
+        throw PEFTError(
+          .invalidConfiguration,
+          "'\(key)' is \(given.text()), but the method \(name) is the one with \(value.text())",
+          remedy: "Remove the key, or name the other method.")
+      }
+      result[key] = value
+    }
+    return result
   }
 
   /// The config of a file's members, as the tuner that accepts it reads it.

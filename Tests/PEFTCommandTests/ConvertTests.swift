@@ -94,7 +94,7 @@ struct ConvertTests {
 
   @Test func settingsOfMethodsAreChecked() throws {
     for (method, settings, text) in [
-      ("dora", "{use_dora: false}", "'dora.use_dora' is false"),
+      ("dora", "{use_dora: false}", "'use_dora' is false, but the method dora"),
       ("edora", "{reconstruct_confg: {}}", "reconstruct_config"),
       ("edora", "{reconstruct_config: {reconstr_mode: joint}}", "'reconstr_mode'"),
       ("dorra", "{}", "dora"),

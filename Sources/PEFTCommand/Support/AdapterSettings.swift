@@ -17,7 +17,7 @@ struct AdapterSettings {
   init(
     _ text: String, option: String, method: String, registry: TunerRegistry = .standard
   ) throws(PEFTError) {
-    guard let identity = registry.identifyingMembers(ofMethod: method) else {
+    guard registry.methodNames.contains(method) else {
       throw PEFTError(
         .invalidConfiguration, "'\(method)' is not a method", at: "--method",
         remedy: Spelling.suggestion(for: method, among: registry.methodNames))
@@ -26,20 +26,12 @@ struct AdapterSettings {
     place = isInline ? option : text
     do throws(PEFTError) {
       let value = isInline ? try JSONValue(parsing: text) : try FileSystem.readJSON(text)
-      guard var object = value.object else {
+      guard let settings = value.object else {
         throw PEFTError(
           .invalidConfiguration, "is \(value.kindName), a JSON object was expected",
           remedy: #"Write it as '{"r": 8, "lora_alpha": 16}'."#)
       }
-      for (key, wanted) in identity.members {
-        if let given = object[key], given != wanted {
-          throw PEFTError(
-            .unsupported,
-            "'\(key)' is \(given.text()), these are not settings of the method \(method)")
-        }
-        object[key] = wanted
-      }
-      config = try registry.config(object)
+      config = try registry.config(registry.members(settings, ofMethod: method))
       if let (key, remedy) = config.unknownKey(besides: LoRAConfig.knownKeys) {
         throw PEFTError(.invalidConfiguration, "unknown key '\(key)'", remedy: remedy)
       }

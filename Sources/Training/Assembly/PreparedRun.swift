@@ -155,7 +155,7 @@ public struct PreparedRun {
   private static func method(
     _ configuration: RunConfiguration, _ initial: AdapterFolder?, _ registry: TunerRegistry
   ) throws(PEFTError) -> String {
-    let wanted = try configuration.resolvedMethod(registry)
+    let wanted = configuration.resolvedMethod(registry)
     guard let initial else { return wanted }
     let method: String
     do { method = try registry.methodName(of: initial) } catch {

@@ -112,13 +112,12 @@ public struct RunConfiguration: Sendable {
   private var newMethod: String { method ?? "lora" }
 
   /// The method that the settings lead to: `lora` with `use_dora` is DoRA.
-  func resolvedMethod(_ registry: TunerRegistry) throws(PEFTError) -> String {
-    var object = methodSettings
-    for (key, value) in registry.identifyingMembers(ofMethod: newMethod)?.members ?? [] {
-      object[key] = value
-    }
+  func resolvedMethod(_ registry: TunerRegistry) -> String {
     // What is wrong with them is said where they are read.
-    return (try? registry.methodName(of: object)) ?? newMethod
+    guard let members = try? registry.members(methodSettings, ofMethod: newMethod) else {
+      return newMethod
+    }
+    return (try? registry.methodName(of: members)) ?? newMethod
   }
 
   /// The config of a new adapter.
@@ -131,29 +130,19 @@ public struct RunConfiguration: Sendable {
   public func adapterConfig(
     registry: TunerRegistry, task: TaskType
   ) throws(PEFTError) -> any TunerConfig {
-    var object = methodSettings
     let method = newMethod
-    guard let identity = registry.identifyingMembers(ofMethod: method) else {
-      throw PEFTError(.invalidConfiguration, "the method '\(method)' is not registered")
-    }
-    for (key, value) in identity.members {
-      if let given = object[key], given != value {
-        throw PEFTError(
-          .invalidConfiguration,
-          "'\(method).\(key)' is \(given.text()), but the method \(method) is the one with "
-            + "\(value.text())", remedy: "Remove the key or change 'method'.")
-      }
-      object[key] = value
-    }
-    if let own = object["task_type"]?.string, own != task.name {
+    if let own = methodSettings["task_type"]?.string, own != task.name {
       throw PEFTError(
         .invalidConfiguration,
         "'\(method).task_type' is \(own), but the task of the run is \(task.name)",
         remedy: "Set 'task_type' at the top level only.")
     }
-    object["task_type"] = .string(task.name)
     let config: any TunerConfig
-    do { config = try registry.config(object) } catch {
+    do throws(PEFTError) {
+      var members = try registry.members(methodSettings, ofMethod: method)
+      members["task_type"] = .string(task.name)
+      config = try registry.config(members)
+    } catch {
       throw error.located(at: "'\(method)'")
     }
     if let (key, remedy) = config.unknownKey() {
