@@ -49,7 +49,7 @@ extension PeftModel {
         throw error.located(at: path)
       }
     }
-    let origin = AdapterOrigin(stateKeys: factors, isLoading: true)
+    let origin = AdapterOrigin(layers: .named(by: factors), isLoading: true)
     return try add(name, any: config, from: origin, path: path) { () throws(PEFTError) in
       try loadTensors(
         file, into: name, strict: true, form: .loralib, ignoringMismatchedSizes: false)

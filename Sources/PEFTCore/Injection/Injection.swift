@@ -45,9 +45,9 @@ public struct InjectedAdapters {
     _ config: any TunerConfig, as name: String = "default", stateKeys: [String]? = nil,
     seed: UInt64 = 0, calibration: Calibration? = nil
   ) throws(PEFTError) -> TargetReport {
-    try model.add(
-      name, any: config, seed: seed, from: AdapterOrigin(stateKeys: stateKeys),
-      calibration: calibration)
+    let origin = AdapterOrigin(layers: stateKeys.map { .named(by: $0) } ?? .targeted)
+    return try model.add(
+      name, any: config, seed: seed, from: origin, calibration: calibration)
   }
 
   /// The tensors of an adapter; keys have no prefix, as the tree has no wrapper.
@@ -77,7 +77,7 @@ public struct InjectedAdapters {
 
   /// Makes adapters the active and trainable ones.
   ///
-  /// - Throws: ``PEFTError`` as ``PeftModel/setActive(_:)``.
+  /// - Throws: ``PEFTError`` as ``PeftModel/setActive(_:isInference:)``.
   public func setActive(_ names: [String]) throws(PEFTError) { try model.setActive(names) }
 
   /// Decides whether training changes adapters.

@@ -44,7 +44,7 @@ extension PeftModel {
     _ name: String, any config: any TunerConfig, like other: String, isLoading: Bool
   ) throws(PEFTError) {
     let origin = AdapterOrigin(
-      sites: try record(other).layout, fileKeys: Set(try tensors(of: other).map(\.key)),
+      layers: .like(try record(other).layout), fileKeys: Set(try tensors(of: other).map(\.key)),
       existed: true, isLoading: isLoading)
     _ = try add(name, any: config, seed: 0, from: origin)
   }
@@ -60,7 +60,7 @@ extension PeftModel {
     try config.targets.validate()
     let entry = try registry.entry(for: config.object)
     try checkAgainstOthers(config)
-    if origin.stateKeys != nil, !config.targetParameters.isEmpty {
+    if case .named = origin.layers, !config.targetParameters.isEmpty {
       throw PEFTError(
         .unsupported,
         "Trying to inject a PEFT adapter from a state_dict but the PEFT config uses "
@@ -102,6 +102,8 @@ extension PeftModel {
   }
 
   /// The modules that an adapter changes, and those that it replaces.
+  ///
+  /// - Throws: ``PEFTError`` `invalidAdapter` when there is no such adapter.
   public func targetReport(of name: String) throws(PEFTError) -> TargetReport {
     try record(name).report
   }

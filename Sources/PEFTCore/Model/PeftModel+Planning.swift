@@ -34,12 +34,10 @@ extension PeftModel {
     config.targets.modules = selection.modules
     let counts = try match(config, tuner, tying, &plan)
     try matchParameters(config, &plan)
-    if let sites = origin.sites {
-      plan.sites = sites
-    } else if let keys = origin.stateKeys {
-      try restrict(&plan, to: keys)
-    } else {
-      try check(config, counts, &plan)
+    switch origin.layers {
+    case .targeted: try check(config, counts, &plan)
+    case .named(let keys): try restrict(&plan, to: keys)
+    case .like(let sites): plan.sites = sites
     }
     addInnerSites(&plan)
     try matchSaved(config, tying, origin.fileKeys, &plan)

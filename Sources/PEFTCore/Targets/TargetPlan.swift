@@ -72,10 +72,18 @@ public struct TargetReport: Equatable, Sendable {
 
 /// Where the values of a new adapter come from.
 struct AdapterOrigin {
-  /// Keys of a state that say, in place of the config, which layers are adapted.
-  var stateKeys: [String]?
-  /// The places of another adapter's layers, which decide in the place of config and state.
-  var sites: [TargetPlan.Site]?
+  /// Who decides which layers are adapted.
+  enum Layers {
+    /// The config's targets.
+    case targeted
+    /// The keys of a state.
+    case named(by: [String])
+    /// Another adapter, by the places of its layers.
+    case like([TargetPlan.Site])
+  }
+
+  /// Which layers are adapted.
+  var layers = Layers.targeted
   /// The keys of the file that it is read from next.
   var fileKeys: Set<String>?
   /// What the files have for ``TunerLayer/referenceTensors``.
