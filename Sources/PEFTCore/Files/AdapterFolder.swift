@@ -12,7 +12,7 @@ public struct AdapterFolder {
   /// The tensors of `initial_adapter.safetensors`, where there is one.
   public let references: SafetensorsFile?
 
-  /// The names of the two files.
+  /// The name of the config file.
   public static let configName = "adapter_config.json"
   /// The name of the weights file.
   public static let weightsName = "adapter_model.safetensors"
@@ -21,6 +21,7 @@ public struct AdapterFolder {
   /// The name of the file with the values that the adapter's changes are measured from, which PiSSA
   /// and the like have; peft passes over it.
   public static let referencesName = "initial_adapter.safetensors"
+  private static let cardName = "README.md"
 
   /// Opens a folder.
   ///
@@ -75,12 +76,22 @@ public struct AdapterFolder {
         FileSystem.join(folder, file),
         JSONValue.object(members).text(.indented, sortedKeys: true))
     }
-    let cardPath = FileSystem.join(folder, "README.md")
-    let old = FileSystem.exists(cardPath) ? try FileSystem.read(cardPath) : nil
     let card = ModelCard(
       config: config, isTransformersModel: isTransformersModel, body: card,
-      existing: old.map { String(decoding: $0, as: UTF8.self) })
-    try FileSystem.write(cardPath, card.text)
+      existing: try Self.card(of: folder))
+    try FileSystem.write(FileSystem.join(folder, cardName), card.text)
+  }
+
+  /// Copies the card, if there is one, of a folder whose files are replaced by those of another: what
+  /// its author wrote stays.
+  package static func copyCard(from old: String, to new: String) throws(PEFTError) {
+    if let card = try card(of: old) { try FileSystem.write(FileSystem.join(new, cardName), card) }
+  }
+
+  private static func card(of folder: String) throws(PEFTError) -> String? {
+    let path = FileSystem.join(folder, cardName)
+    guard FileSystem.exists(path) else { return nil }
+    return String(decoding: try FileSystem.read(path), as: UTF8.self)
   }
 }
 

@@ -110,14 +110,8 @@ extension PeftModel {
     embeddings: EmbeddingSaving = .automatic,
     extraFiles: [(name: String, text: String)] = []
   ) throws {
-    let oldCard = FileSystem.join(path, "README.md")
-    let old = FileSystem.exists(oldCard) ? try FileSystem.read(oldCard) : nil
     try FileSystem.writeDirectory(path) { folder in
-      // The card of the folder that is replaced: its text is its author's.
-      if let old {
-        try FileSystem.write(
-          FileSystem.join(folder, "README.md"), String(decoding: old, as: UTF8.self))
-      }
+      try AdapterFolder.copyCard(from: path, to: folder)
       try self.write(
         into: folder, adapter: adapter, form: form, as: type, card: card, embeddings: embeddings)
       for file in extraFiles {
@@ -128,6 +122,9 @@ extension PeftModel {
 
   /// Writes the files of an adapter into a folder that exists, and removes those of an adapter before
   /// it that would be taken for this one's.
+  ///
+  /// - Throws: ``PEFTError`` as ``save(_:adapter:form:as:card:embeddings:extraFiles:)``; files that were
+  ///   written before stay.
   public func write(
     into folder: String, adapter: String? = nil, form: SavedForm = .automatic,
     as type: ElementType = .float32, card: String? = nil,

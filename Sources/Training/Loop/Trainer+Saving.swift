@@ -169,15 +169,8 @@ extension Trainer {
 
   /// Writes the adapter with its records, complete or not at all, and puts it into the output folder.
   private func writeResult() throws {
-    let output = arguments.outputFolder
-    let card = FileSystem.join(output, "README.md")
     try FileSystem.writeDirectory(checkpoints.resultPath) { folder in
-      // The front matter of a card that is there stays.
-      if FileSystem.exists(card) {
-        try FileSystem.write(
-          FileSystem.join(folder, "README.md"),
-          String(decoding: FileSystem.read(card), as: UTF8.self))
-      }
+      try AdapterFolder.copyCard(from: self.arguments.outputFolder, to: folder)
       try self.writeRecords(into: folder)
       try self.writeAdapter(into: folder)
     }
