@@ -85,7 +85,8 @@ struct RefusalTests {
     ] as [() throws -> Void] { try expect(peft, text, .unsupported, call) }
     try expect(
       peft,
-      "adapters of the methods TEST_DELTA cannot be combined. Convert them to LoRA first.",
+      "adapters of the methods TEST_DELTA cannot be combined. Convert them first: those with "
+        + "magnitudes to DoRA, which keeps their change, the others to LoRA.",
       .unsupported
     ) { try peft.combine(["a", "b"], weights: [1, 1], into: "c", Combination(.cat)) }
   }

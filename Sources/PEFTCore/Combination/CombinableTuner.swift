@@ -102,15 +102,11 @@ extension TunerRegistry {
     let configs = sources.map(\.state.config)
     guard let tuner = combiner(of: configs) else {
       let types = configs.map { $0["peft_type"]?.string ?? "unknown" }
-      let haveMagnitudes = sources.contains { source in
-        source.state.tensors.contains { $0.key.hasSuffix("magnitude_vector") }
-      }
       throw PEFTError(
         .unsupported,
         "adapters of the methods \(Set(types).sorted().joined(separator: ", ")) cannot be combined",
-        remedy: haveMagnitudes
-          ? "Convert those with magnitudes to DoRA first, which keeps their change, the others to LoRA."
-          : "Convert them to LoRA first.")
+        remedy: "Convert them first: those with magnitudes to DoRA, which keeps their change, the "
+          + "others to LoRA.")
     }
     var result = try tuner.combine(sources, combination, base: base)
     result.warnings = warnings + result.warnings

@@ -55,7 +55,8 @@ public final class LoRAFA: Optimizer {
       }
     }
     if found.isEmpty {
-      let hasMagnitude = model.trainableTensors.contains { $0.key.hasSuffix("magnitude_vector") }
+      let hasMagnitude = TrainedTensor.find(model.trainableTensors, in: model)
+        .contains { $0.role == .magnitude }
       throw PEFTError(
         .unsupported,
         hasMagnitude
