@@ -41,6 +41,8 @@ extension LAPACK {
 
   /// The singular values and vectors of a matrix as ``svd(_:m:n:)`` gives them, computed in double
   /// precision.
+  ///
+  /// - Throws: ``PEFTError`` `numericalFailure` as that.
   public static func preciseSVD(
     _ matrix: Slice<Float>, m: Int, n: Int
   ) throws(PEFTError) -> SingularValues {

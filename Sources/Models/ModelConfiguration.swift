@@ -1,7 +1,8 @@
 import PEFTSupport
 import Synchronization
 
-/// The members of a model's `config.json`, read with defaults and checked.
+/// The members of a model's `config.json`, read with defaults and checked: a member that is missing
+/// without a default, or of another kind, is a ``PEFTError`` `invalidConfiguration` with file and key.
 public struct ModelConfiguration: Sendable {
   /// The file's members, overrides applied.
   public let object: JSONObject

@@ -3,7 +3,7 @@ import Tensors
 /// A part of a model: a layer, or a group of them.
 ///
 /// The tree of modules has PyTorch's names and structure, since adapter targets, tensor keys and
-/// ``printedTree`` all speak of them. A module lists its children by hand, in the order in which
+/// ``printed`` all speak of them. A module lists its children by hand, in the order in which
 /// Hugging Face's class declares them.
 public protocol Module: AnyObject {
   /// The class name that PyTorch prints.

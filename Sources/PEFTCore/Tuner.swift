@@ -88,8 +88,8 @@ extension Tuner {
 
 /// Makes the adapter layer for a host, if the host is of its kind.
 ///
-/// The chain runs in order and the first match wins: custom dispatchers of the application, then
-/// quantised formats, then the tuner's own, the default last.
+/// The chain runs in order and the first match wins: custom dispatchers of the application, then the
+/// tuner's own, the default last.
 public protocol Dispatcher: Sendable {
   /// What it supports, for the message when none matches.
   var supports: String { get }

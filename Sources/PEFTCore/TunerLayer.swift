@@ -58,7 +58,7 @@ public protocol TunerLayer: AnyObject {
   /// computes those that files do not hold.
   ///
   /// - Parameter parameters: The host's, without anything merged into them.
-  /// - Throws: ``PEFTError``; the adapter is removed then.
+  /// - Throws: ``PEFTError``; a new adapter is removed then, another one gets its values back.
   func didLoad(on parameters: HostParameters) throws(PEFTError)
 
   /// Gives the parameters values with which the layer changes nothing, by default zeros; called where

@@ -5,6 +5,8 @@
 #endif
 
 /// Reading whole files and writing them so that a reader never sees half of one.
+///
+/// What fails throws `fileNotFound` or `fileAccess`, with the path and the system's reason.
 public enum FileSystem {
   /// Whether something exists at `path`.
   public static func exists(_ path: String) -> Bool { access(path, F_OK) == 0 }

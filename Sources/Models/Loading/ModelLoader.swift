@@ -175,6 +175,8 @@ public enum ModelLoader {
   }
 
   /// The number of labels that config.json speaks of: the size of `id2label`, else `num_labels`.
+  ///
+  /// - Throws: ``PEFTError`` when `num_labels` is not a positive integer.
   public static func labelCount(_ configuration: ModelConfiguration) throws(PEFTError) -> Int {
     if let labels = configuration["id2label"]?.object { return labels.members.count }
     return try configuration.int("num_labels", default: 2)

@@ -1,7 +1,8 @@
 import PEFTSupport
 import Tensors
 
-/// Makes layers at a path, so that a parameter's name is written once, where it is used.
+/// Makes layers at a path, so that a parameter's name is written once, where it is used. A parameter
+/// that the source lacks, or has in another shape, is a ``PEFTError`` that names it.
 ///
 /// ```swift
 /// let attention = builder["self_attn"]

@@ -12,7 +12,8 @@ struct Combine: ParsableCommand {
       whole changes of weights instead of their factors.
 
       The result is peft's weighted sum where peft is right, and the sum that its documentation \
-      promises where it is not; --compatibility peft gives peft's numbers in all cases.
+      promises where it is not; --compatibility peft gives peft's numbers, and refuses modules that \
+      are trained in full.
 
       No model is loaded. Adapters with magnitudes (DoRA) need the base model's weights: --base.
 
@@ -56,7 +57,7 @@ struct Combine: ParsableCommand {
   var compatibility = Compatibility.exact
   @Option(help: ArgumentHelp("The folder to write.", valueName: "dir"))
   var output: String
-  @Flag(help: "Replace the output folder if it exists.")
+  @Flag(help: "Replace the output folder if it holds a model or an adapter.")
   var overwrite = false
   @OptionGroup var threading: ThreadOptions
 

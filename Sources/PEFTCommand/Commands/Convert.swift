@@ -8,7 +8,7 @@ struct Convert: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Write an adapter in the form of another method.",
     discussion: """
-      EDoRA to DoRA, LoRA-XS to LoRA and LoRA to DoRA keep the change as it is. Other conversions \
+      To DoRA, from LoRA-XS to LoRA, and within a method the change stays as it is. Other conversions \
       write the nearest change that the form can hold and say how near it is; to EDoRA, magnitudes \
       are kept and the update beside them is what is brought near. Modules that the \
       adapter saves in full, such as a classifier, are written too. The result is compared with \
@@ -39,7 +39,7 @@ struct Convert: ParsableCommand {
   @OptionGroup var task: TaskOptions
   @Option(help: ArgumentHelp("The folder to write.", valueName: "dir"))
   var output: String
-  @Flag(help: "Replace the output folder if it exists.")
+  @Flag(help: "Replace the output folder if it holds a model or an adapter.")
   var overwrite = false
   @OptionGroup var options: RunOptions
 

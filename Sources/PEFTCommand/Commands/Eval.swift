@@ -16,10 +16,11 @@ struct Eval: ParsableCommand {
   @Option(help: "The folder of the adapter; without one the model is evaluated as it is.")
   var adapter: String?
 
-  @Option(help: "The data: .csv, .tsv, .jsonl, .json or .txt.")
+  @Option(help: "The data: .csv, .tsv, .jsonl (.ndjson), .json or .txt.")
   var data: String
 
-  @Option(help: "SEQ_CLS, TOKEN_CLS, QUESTION_ANS or CAUSAL_LM; the adapter's own unless given.")
+  @Option(
+    help: "SEQ_CLS, TOKEN_CLS, QUESTION_ANS or CAUSAL_LM; the adapter's, else the model's own.")
   var task: String?
 
   @OptionGroup var options: RunOptions

@@ -7,7 +7,7 @@ struct Forward: ParsableCommand {
     abstract: "Run given token ids through a model and write what comes out.",
     discussion: """
       The input file holds input_ids and, if wanted, attention_mask, token_type_ids and labels, \
-      all I64 of shape [batch, tokens]. For SEQ_CLS labels has shape [batch], or is F32 of shape \
+      all integers of shape [batch, tokens]. For SEQ_CLS labels has shape [batch], or is F32 of shape \
       [batch, labels] for several labels or numbers; for QUESTION_ANS there are start_positions \
       and end_positions of shape [batch] instead. The output file holds logits, start_logits and \
       end_logits, or last_hidden_state, and with labels the loss, all F32.

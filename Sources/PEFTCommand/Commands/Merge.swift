@@ -20,7 +20,7 @@ struct Merge: ParsableCommand {
   @OptionGroup var task: TaskOptions
   @Option(help: ArgumentHelp("The folder to write.", valueName: "dir"))
   var output: String
-  @Flag(help: "Replace the output folder if it exists.")
+  @Flag(help: "Replace the output folder if it holds a model or an adapter.")
   var overwrite = false
   @OptionGroup var options: RunOptions
 

@@ -23,12 +23,11 @@ struct Predict: ParsableCommand {
   var adapter: String?
 
   @Option(
-    help: "SEQ_CLS, TOKEN_CLS or QUESTION_ANS; the adapter's, else the model's own unless given.")
+    help: "SEQ_CLS, TOKEN_CLS or QUESTION_ANS; the adapter's, else the model's own.")
   var task: String?
 
   @Option(
-    help: "A file: .csv, .tsv, .jsonl or .json with a column of texts or words, else a text a line."
-  )
+    help: "Records of texts or words (.csv, .tsv, .jsonl, .ndjson, .json), else a text a line.")
   var input: String?
 
   @Option(help: "The column of the text in --input.")

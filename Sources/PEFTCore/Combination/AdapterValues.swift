@@ -110,7 +110,7 @@ extension PeftModel {
   ///   - state: The settings and values. Tensors that are absent keep their initial values only if
   ///     they are not of an adapted layer, or if `allowingFresh`.
   ///   - allowingFresh: Whether parameters of adapted layers may keep their initial values.
-  /// - Throws: ``PEFTError`` as ``add(_:_:seed:)``, and for tensors that are missing, unused or of
+  /// - Throws: ``PEFTError`` as ``add(_:_:seed:calibration:)``, and for tensors that are missing, unused or of
   ///   another shape.
   @discardableResult
   public func add(

@@ -17,7 +17,7 @@ extension PeftModel {
   ///   - weights: A weight for each, negative ones to take a change away.
   ///   - name: The new adapter's name.
   ///   - combination: What is done.
-  /// - Returns: Warnings.
+  /// - Returns: Whether there is a new adapter, and warnings.
   /// - Throws: ``PEFTError``: unknown adapters, a name that is taken (in peft's compatibility mode
   ///   nothing happens then), settings that are invalid or do not fit the adapters.
   @discardableResult

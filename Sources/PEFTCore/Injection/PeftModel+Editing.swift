@@ -20,7 +20,7 @@ extension PeftModel {
 
   /// Decides whether training changes adapters, whether they are active or not.
   ///
-  /// What ``setActive(_:)`` decides about them later takes precedence.
+  /// What ``setActive(_:isInference:)`` decides about them later takes precedence.
   ///
   /// - Throws: ``PEFTError`` `invalidAdapter` for an unknown name; nothing is changed then.
   public func setTrainable(_ names: [String], _ isTrainable: Bool) throws(PEFTError) {
@@ -46,7 +46,8 @@ extension PeftModel {
   ///   - path: The folder of the new one.
   /// - Returns: What was loaded; the missing keys are those of layers that became empty.
   /// - Throws: ``PEFTError``: a merged adapter, another method, a setting that the exchange cannot
-  ///   carry over (`use_rslora`, `lora_dropout`, `alpha_pattern`, `use_dora`, as in peft),
+  ///   carry over (`use_rslora`, `lora_dropout`, `alpha_pattern`, `use_dora`, as in peft, and `bias`,
+  ///   `trainable_token_indices`, `layer_replication`),
   ///   tensors for layers that the adapter does not have, or only some of a layer's tensors.
   @discardableResult
   public func hotSwap(_ name: String, from path: String) throws(PEFTError) -> LoadReport {

@@ -10,7 +10,8 @@ extension PeftModel {
   /// - Parameters:
   ///   - names: The adapters; the active ones by default.
   ///   - safe: Whether merged weights are checked to be finite.
-  /// - Throws: ``PEFTError``: unknown names, or `numericalFailure` from the check.
+  /// - Throws: ``PEFTError``: unknown names, `unsupported` for changes that no weight can take,
+  ///   `invalidAdapter` for rows that two of them train, or `numericalFailure` from the check.
   public func merge(_ names: [String]? = nil, safe: Bool = false) throws {
     warnings = []
     let wanted = names ?? selection.active

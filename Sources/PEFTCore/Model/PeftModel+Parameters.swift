@@ -36,6 +36,8 @@ public struct AdapterTensor {
 
 extension PeftModel {
   /// The parameters of an adapter under their keys, in model order.
+  ///
+  /// - Throws: ``PEFTError`` `invalidAdapter` when there is no such adapter.
   public func tensors(of adapter: String) throws(PEFTError) -> [AdapterTensor] {
     let record = try record(adapter)
     let prefixes = record.prefixes

@@ -6,7 +6,8 @@ import Tensors
 ///
 /// The base is frozen. Any number of named adapters, of any registered method, live on it side
 /// by side; those that are active add their changes to its layers. Files are peft's: see
-/// ``save(_:adapter:card:extraFiles:)`` and ``load(_:as:strict:)``.
+/// ``save(_:adapter:form:as:card:embeddings:extraFiles:)`` and
+/// ``load(_:as:strict:isTrainable:initial:)-(String,_,_,_,_)``.
 ///
 /// ```swift
 /// let peft = PeftModel(model, info: info, registry: .standard)
@@ -92,11 +93,15 @@ public final class PeftModel {
   }
 
   /// The settings of an adapter.
+  ///
+  /// - Throws: ``PEFTError`` `invalidAdapter` when there is no such adapter.
   public func config(_ adapter: String) throws(PEFTError) -> any TunerConfig {
     try record(adapter).config
   }
 
   /// The task of an adapter, or `nil` when its config names none.
+  ///
+  /// - Throws: ``PEFTError`` when there is no such adapter, or its task is not registered.
   public func taskType(_ adapter: String) throws(PEFTError) -> TaskType? {
     let config = try record(adapter).config
     guard let name = config.taskType else { return nil }

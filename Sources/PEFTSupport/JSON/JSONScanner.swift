@@ -2,7 +2,7 @@
 ///
 /// Configuration files, safetensors headers, tokenizers and data lines all go through it, so an
 /// error names the byte offset in each of them. Large tables are read value by value without
-/// building a tree; small ones through ``JSONValue``.
+/// building a tree; small ones through ``JSONValue``. Whatever throws throws ``PEFTError`` `malformedFile`.
 public struct JSONScanner {
   /// How deep arrays and objects may nest; more is refused instead of exhausting the stack.
   public static let maximumDepth = 256

@@ -126,6 +126,8 @@ public struct AdaptedModel {
   }
 
   /// The tokenizer of the model.
+  ///
+  /// - Throws: ``PEFTError`` when its folder has no tokenizer, or one that is not known.
   public func tokenizer() throws(PEFTError) -> Tokenizer { try Tokenizer(folder: folder) }
 
   /// Evaluates the model on a data file.

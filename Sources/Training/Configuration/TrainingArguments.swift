@@ -82,7 +82,8 @@ public struct TrainingArguments: Sendable, Equatable {
   public var saveStrategy = Strategy.epoch
   /// `save_steps`.
   public var saveSteps = 500
-  /// `save_total_limit`: how many checkpoints are kept, the best one apart; `nil` keeps all.
+  /// `save_total_limit`: how many checkpoints are kept, the best and the newest among them;
+  /// `nil` keeps all.
   public var saveTotalLimit: Int?
   /// `load_best_model_at_end`: whether the result is the best checkpoint rather than the last.
   public var loadsBestAtEnd = false

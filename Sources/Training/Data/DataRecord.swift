@@ -57,7 +57,7 @@ public enum DataFile {
       } else {
         throw PEFTError(
           .unsupported, "a data file of this kind is not known", at: path,
-          remedy: "Use .csv, .tsv, .jsonl, .json or .txt.")
+          remedy: "Use .csv, .tsv, .jsonl (.ndjson), .json or .txt.")
       }
     }
   }

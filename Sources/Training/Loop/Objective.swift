@@ -6,7 +6,8 @@ import Tensors
 
 /// What a run minimises: how a batch becomes a loss, and what an evaluation counts.
 public protocol Objective {
-  /// The metrics that an evaluation gives besides the loss, most important first.
+  /// The metrics that an evaluation gives besides the loss, in the order in which
+  /// they are shown.
   var metricNames: [String] { get }
 
   /// How many labels of a batch count.
@@ -103,6 +104,7 @@ public struct EvaluationSums: Sendable {
   /// - Parameters:
   ///   - logits: `[labels.count, classes]`.
   ///   - labels: The right classes; ``Tensors/ignoredLabel`` does not count.
+  /// - Throws: ``PEFTError`` for a label that is no class.
   public mutating func add(logits: Tensor, labels: [Int32]) throws(PEFTError) {
     let counted = labels.count { $0 != ignoredLabel }
     guard counted > 0 else { return }

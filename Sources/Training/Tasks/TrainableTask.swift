@@ -38,6 +38,8 @@ public protocol TrainableTask: TaskBehavior {
 
 extension TrainableTask {
   /// Loads the model with ``head(labelCount:)``; a head of another shape is replaced by a new one.
+  ///
+  /// - Throws: ``PEFTError`` as `ModelLoader.load(_:head:options:)`.
   public func loadModel(
     _ folder: String, labelCount: Int, options: ModelOptions
   ) throws(PEFTError) -> LoadedModel {

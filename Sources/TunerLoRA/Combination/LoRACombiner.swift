@@ -13,6 +13,9 @@ extension LoRATuner: CombinableTuner {
   /// Scalings are in the new factors: the new adapter's is 1 everywhere. Modules trained in full
   /// are taken over from the one adapter that has them. DoRA adapters combine exactly, with the base's weights: their sum is a
   /// DoRA adapter again.
+  ///
+  /// - Throws: ``PEFTError``: tensors that do not fit each other, settings that exclude each other, or
+  ///   a base that is needed and missing.
   public static func combine(
     _ sources: [CombinationSource], _ combination: Combination, base: BaseWeights?
   ) throws(PEFTError) -> (state: AdapterValues, warnings: [String]) {

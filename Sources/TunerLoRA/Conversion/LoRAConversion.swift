@@ -75,6 +75,8 @@ extension PeftModel {
   }
 
   /// Writes an adapter as LoRA (peft's `save_as_lora`); see ``convertToLoRA(_:rank:)``.
+  ///
+  /// - Throws: ``PEFTError`` as that, or when the folder cannot be written.
   @discardableResult
   public func saveAsLoRA(
     _ path: String, adapter: String = "default", rank: LoRAConversion.Rank
