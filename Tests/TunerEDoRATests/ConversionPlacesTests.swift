@@ -80,7 +80,7 @@ struct ConversionPlacesTests {
     let paths = ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]
     _ = try peft.add(
       "old", any: Self.lora("q_proj"), seed: 1,
-      from: AdapterOrigin(stateKeys: paths.map { "\($0).lora_A.weight" }))
+      from: AdapterOrigin(layers: .named(by: paths.map { "\($0).lora_A.weight" })))
     #expect(try peft.adaptedLayers(of: "old").map(\.path) == paths)
     let expected = try peft.logits()
     for form in [AdapterForm.lora, .dora] {
