@@ -19,8 +19,8 @@ enum OwnGEMM {
 
   /// Whether B is large beside A, so that it is worth reading in place and once.
   private static func streams(_ task: pk_gemm_task) -> Bool {
-    !task.ta && task.format == PK_F32 && task.m >= 48 && task.m <= Int(PK_STREAM_ROWS)
-      && task.n >= 64 && task.k >= 64 && task.n * task.k > 600_000
+    !task.ta && task.format == PK_F32 && task.m >= 48 && task.n >= 64 && task.k >= 64
+      && task.n * task.k > 600_000
   }
 
   /// Runs a problem on the pool.
@@ -44,8 +44,74 @@ enum OwnGEMM {
     }
   }
 
-  /// Packs A, then lets parts of B's columns meet it. A packed A is kept below eight megabytes.
+  /// Takes as many rows at a time as leave a packed block of A in the second-level cache: reading B once
+  /// more for the next ones costs less.
   private static func stream(_ task: pk_gemm_task) {
+    let pieces = (task.m + Int(PK_STREAM_ROWS) - 1) / Int(PK_STREAM_ROWS)
+    for piece in 0..<pieces {
+      let first = task.m * piece / pieces
+      var rows = task
+      rows.m = task.m * (piece + 1) / pieces - first
+      rows.a += first * task.lda
+      rows.c += first * task.ldc
+      if isLongSum(task) { streamSums(rows) } else { streamColumns(rows) }
+    }
+  }
+
+  /// Whether columns are so few, as in the gradient of an output layer's input, that parts of them would
+  /// take B's rows to pieces.
+  private static func isLongSum(_ task: pk_gemm_task) -> Bool {
+    !task.tb && task.n <= 2048 && task.k >= 4 * sumParts * Int(PK_STREAM_KC)
+  }
+
+  /// The parts of a long sum; the same whatever the number of threads.
+  private static let sumParts = 16
+
+  /// Lets parts of the sum meet whole rows of B, and adds what comes of them.
+  private static func streamSums(_ task: pk_gemm_task) {
+    let (m, n, blocks) = (task.m, task.n, pk_gemm_stream_blocks(task.k))
+    withScratch(sumParts * m * n) { sums in
+      Parallel.forEach(sumParts) { part in
+        let from = blocks * part / sumParts * Int(PK_STREAM_KC)
+        let end = min(blocks * (part + 1) / sumParts * Int(PK_STREAM_KC), task.k)
+        var piece = task
+        piece.c = sums + part * m * n
+        piece.ldc = n
+        piece.beta = 0
+        let most = 8 * Int(PK_STREAM_KC)
+        withScratch(pk_gemm_stream_packed(m, most) + Int(PK_GEMM_SCRATCH)) { scratch in
+          let packed = scratch + Int(PK_GEMM_SCRATCH)
+          for start in Swift.stride(from: from, to: end, by: most) {
+            piece.k = min(most, end - start)
+            piece.a = task.a + start
+            piece.b = task.b + 4 * start * task.ldb
+            withUnsafePointer(to: piece) { piece in
+              for block in 0..<pk_gemm_stream_blocks(piece.pointee.k) {
+                pk_gemm_stream_pack(piece, block, packed)
+              }
+              pk_gemm_stream(piece, packed, scratch)
+            }
+            piece.beta = 1
+          }
+        }
+      }
+      Parallel.split(m, grain: 8) { rows in
+        for row in rows {
+          let y = task.c + row * task.ldc
+          if task.beta == 0 {
+            y.update(from: sums + row * n, count: n)
+          } else {
+            if task.beta != 1 { pk_scale(task.beta, y, y, n) }
+            pk_axpy(1, sums + row * n, y, n)
+          }
+          for part in 1..<sumParts { pk_axpy(1, sums + (part * m + row) * n, y, n) }
+        }
+      }
+    }
+  }
+
+  /// Packs A, then lets parts of B's columns meet it. A packed A is kept below eight megabytes.
+  private static func streamColumns(_ task: pk_gemm_task) {
     let most = max(Int(PK_STREAM_KC), (2 << 20) / task.m / Int(PK_STREAM_KC) * Int(PK_STREAM_KC))
     let pieces = (task.k + most - 1) / most
     let step = (task.k + pieces - 1) / pieces

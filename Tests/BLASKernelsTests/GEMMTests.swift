@@ -51,6 +51,34 @@ extension Kernels {
       }
     }
 
+    /// More rows than are taken at a time, and a sum that is cut into parts.
+    @Test(arguments: [(270, 640, 1000), (49, 65, 16_500)])
+    func largeWeights(m: Int, n: Int, k: Int) {
+      for tb in [Transpose.no, .yes] {
+        for (alpha, beta) in [(Float(1), Float(0)), (0.5, 1), (2, -0.5)] {
+          let (a, b, c) = (
+            numbers(m * k, seed: 1), numbers(k * n, seed: 2), numbers(m * n, seed: 3)
+          )
+          let expected = ExpectedProduct(
+            .no, tb, m, n, k, Double(alpha), a, k, b, tb == .no ? n : k, Double(beta), c, n)
+          for threads in [1, 2] {
+            withThreads(threads) {
+              atEveryLevel { level in
+                let result =
+                  beta == 0 ? MutableSlice(repeating: .nan, count: m * n) : MutableSlice(c)
+                BLAS.gemm(
+                  .no, tb, m: m, n: n, k: k, alpha: alpha, Slice(a), Slice(b), beta: beta,
+                  into: result, route: .own)
+                #expect(
+                  expected.error(result.array) < 2e-6,
+                  "\(level), \(threads) threads, \(m)×\(n)×\(k), \(tb), \(beta)")
+              }
+            }
+          }
+        }
+      }
+    }
+
     @Test func rowStrides() {
       for (m, n, k) in [(5, 7, 3), (70, 8, 130), (70, 130, 8), (40, 50, 60), (12, 16, 200)] {
         for (ta, tb) in Self.transposes {
