@@ -235,16 +235,27 @@ def collect(options) -> list[dict]:
     ]
 
 
-def chosen_rates(options) -> dict[tuple[str, int], float]:
-    """The rate of the best accuracy at the first seed, where every rate has been tried."""
+def row_order(key: tuple[str, int]) -> tuple[int, int]:
+    """Where a method at a rank stands in a table."""
+    name, rank = key
+    return rank, [name for name, *_ in VARIANTS].index(name)
+
+
+def tried_rates(options) -> dict[tuple[str, int], dict[float, float]]:
+    """The accuracy at each rate with the first seed."""
     found: dict[tuple[str, int], dict[float, float]] = {}
     for row in collect(options):
         if row["seed"] == options.seeds[0]:
             found.setdefault((row["name"], row["rank"]), {})[row["rate"]] = row["accuracy"]
+    return {key: found[key] for key in sorted(found, key=row_order)}
+
+
+def chosen_rates(options) -> dict[tuple[str, int], float]:
+    """The rate of the best accuracy with the first seed, where every rate has been tried."""
     wanted = {name: set(rates) for name, *_, rates in VARIANTS}
     return {
         key: max(rates, key=rates.get)
-        for key, rates in found.items()
+        for key, rates in tried_rates(options).items()
         if wanted[key[0]] <= rates.keys()
     }
 
@@ -256,9 +267,9 @@ def best(options) -> dict[tuple[str, int], list[dict]]:
     for row in collect(options):
         groups.setdefault((row["name"], row["rank"]), []).append(row)
     rates = chosen_rates(options)
-    order = [name for name, *_ in VARIANTS]
     result = {}
-    for key, rows in sorted(groups.items(), key=lambda g: (g[0][1], order.index(g[0][0]))):
+    for key in sorted(groups, key=row_order):
+        rows = groups[key]
         rate = rates.get(key) or rates.get((key[0], options.ranks[0]))
         rate = rate or max(rows, key=lambda row: row["accuracy"])["rate"]
         result[key] = [row for row in rows if row["rate"] == rate]
@@ -370,7 +381,7 @@ def start(options) -> None:
             Group(*key, rows, key in chosen_rates(options), step_milliseconds(options).get(key))
             for key, rows in chosen.items()
         ]
-        study_report.write(options.report, groups)
+        study_report.write(options.report, groups, tried_rates(options))
         return
     if options.times:
         time_steps(options)

@@ -24,20 +24,24 @@ class Group:
         return [100 * run["accuracy"] for run in self.runs]
 
 
-BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
+# Accuracies by rate, of each method and rank.
+Tried = dict[tuple[str, int], dict[float, float]]
 
 
-def write(page: Path, groups: list[Group]) -> None:
-    """Puts the table between the marks of a page and the plot beside it, and prints the table."""
-    old = page.read_text() if page.is_file() else ""
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        sys.exit(f"{page}: no lines {BEGIN.strip()} and {END.strip()} for the table to go between")
-    text = table(groups)
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+def write(page: Path, groups: list[Group], tried: Tried) -> None:
+    """Puts the tables between the marks of a page and the plot beside it, and prints the tables."""
+    text = page.read_text() if page.is_file() else ""
+    for name, lines in (("table", table(groups)), ("rates", rates_table(tried))):
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            marks = f"{begin.strip()} and {end.strip()}"
+            sys.exit(f"{page}: no lines {marks} for a table to go between")
+        text = f"{before}{begin}\n{lines}\n{end}{after}"
+        print(lines)
+    page.write_text(text)
     page.with_name("methods.svg").write_text(plot(groups))
-    print(text, end="")
 
 
 def table(groups: list[Group]) -> str:
@@ -60,6 +64,16 @@ def table(groups: list[Group]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     if not all(group.is_compared for group in groups):
         lines.append("\n\\* not yet compared with the other rates at this rank")
+    return "\n".join(lines) + "\n"
+
+
+def rates_table(tried: Tried) -> str:
+    rates = sorted({rate for found in tried.values() for rate in found})
+    head = ["rank", "method", *(f"{rate:g}" for rate in rates)]
+    lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * len(rates)]
+    for (name, rank), found in tried.items():
+        cells = [f"{100 * found[rate]:.2f}" if rate in found else "" for rate in rates]
+        lines.append("| " + " | ".join([str(rank), name, *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -110,24 +124,28 @@ def plot(groups: list[Group]) -> str:
         'text-anchor="middle">test accuracy, %</text>'
     )
     names = list(dict.fromkeys(group.name for group in groups))
+    # Side by side where the counts are about the same.
+    shifts = (-6, 6, -6, 6, 0)
+    rings = []
     for group in groups:
+        shift = shifts[names.index(group.name)]
+        mean = y(statistics.fmean(group.accuracies))
+        rings.append((x(group.runs[0]["trained"]) + shift, mean))
+    for group, (at, mean) in zip(groups, rings):
         place = names.index(group.name)
         colour = colours[place]
-        # Side by side where the counts are about the same, their names away from each other.
-        shift = (-6, 6, -6, 6, 0)[place]
-        at = x(group.runs[0]["trained"]) + shift
+        # Names are away from each other: to the right, or to the left and below a ring that is there.
         across, down, anchor = 9, -7, "start"
-        if shift < 0:
-            is_first = group.rank == groups[0].rank
-            across, down, anchor = (-10, 4, "end") if is_first else (0, 24, "middle")
-        mean = statistics.fmean(group.accuracies)
+        if shifts[place] < 0:
+            is_crowded = any(0 < at - a < 45 and abs(mean - b) < 16 for a, b in rings)
+            across, down, anchor = -10, 22 if is_crowded else 4, "end"
         for accuracy in group.accuracies:
             parts.append(
                 f'<circle cx="{at:.1f}" cy="{y(accuracy):.1f}" r="2.5" fill="{colour}"/>'
             )
         parts.append(
-            f'<circle cx="{at:.1f}" cy="{y(mean):.1f}" r="6" fill="none" stroke="{colour}" '
-            f'stroke-width="2"/><text x="{at + across:.1f}" y="{y(mean) + down:.1f}" '
+            f'<circle cx="{at:.1f}" cy="{mean:.1f}" r="6" fill="none" stroke="{colour}" '
+            f'stroke-width="2"/><text x="{at + across:.1f}" y="{mean + down:.1f}" '
             f'text-anchor="{anchor}" fill="{colour}">'
             f"r {group.rank}</text>"
         )
