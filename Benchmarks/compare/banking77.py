@@ -12,6 +12,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import measure
@@ -46,25 +47,20 @@ def parse() -> argparse.Namespace:
     return options
 
 
+def select_rows(source: Path, target: Path, choose: Callable[[list], list]) -> Path:
+    """A CSV file with those rows of another that `choose` returns, in its order."""
+    with open(source, newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    with open(target, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([head, *choose(rows)])
+    return target
+
+
 def shortened(source: Path, target: Path, limit: int) -> Path:
     """So many rows, spread over a CSV file that is sorted by intent; 0: the file as it is."""
     if limit == 0:
         return source
-    with open(source, newline="", encoding="utf-8") as file:
-        head, *rows = csv.reader(file)
-    step = max(1, len(rows) // limit)
-    with open(target, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([head, *rows[::step][:limit]])
-    return target
-
-
-def reordered(source: Path, target: Path, order: list[int]) -> Path:
-    """The rows of a CSV file in another order."""
-    with open(source, newline="", encoding="utf-8") as file:
-        head, *rows = csv.reader(file)
-    with open(target, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([head, *(rows[place] for place in order)])
-    return target
+    return select_rows(source, target, lambda rows: rows[:: max(1, len(rows) // limit)][:limit])
 
 
 def run_peft(options, files: dict[str, Path], seed: int, start: Path) -> dict:
@@ -93,7 +89,7 @@ def run_swift(options, files: dict[str, Path], seed: int, start: Path, folder: P
     if options.paired:
         adapter = {"init_adapter": str(start), "shuffle": False}
         order = json.loads((start / "order.json").read_text())
-        train = reordered(train, folder / "ordered.csv", order)
+        train = select_rows(train, folder / "ordered.csv", lambda rows: [rows[i] for i in order])
     settings = {
         "model": str(files["model"]),
         "task_type": "SEQ_CLS",
