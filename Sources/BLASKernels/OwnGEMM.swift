@@ -134,7 +134,7 @@ enum OwnGEMM {
     // Enough parts to even out cores of different speed; each reads the packed A once.
     let width = task.tb ? 112 : 64
     let columns = (task.n + width - 1) / width
-    let parts = min(columns, max(2 * Parallel.mostParts, columns / 16))
+    let parts = min(columns, max(8 * Parallel.mostParts, columns / 16))
     Parallel.forEach(parts) { index in
       let from = columns * index / parts * width
       var part = task

@@ -24,7 +24,12 @@ ALWAYS vf loadn_format(const void *b, size_t at, size_t n, pk_format format) {
   }
 }
 
-// Packs op(B)[l0 ..., j0 ...] into rows of nv vectors; columns past n are zero.
+#define FOR_SQUARE(r) _Pragma("clang loop unroll(full)") for (size_t r = 0; r < VL; r++)
+
+// How far ahead packing asks for a row: rows are too many for the processor to do so by itself.
+enum { PACK_AHEAD = 256 };
+
+// Packs op(B)[l0 ..., j0 ...] into rows of nv vectors. Lanes past n hold anything: their sums go nowhere.
 ALWAYS void pack_panel(const pk_gemm_task *t, size_t l0, size_t kc, size_t j0, size_t n, int nv, float *y, pk_format format) {
   size_t width = (size_t)nv * VL, ld = t->ldb;
   if (!t->tb) {
@@ -36,18 +41,28 @@ ALWAYS void pack_panel(const pk_gemm_task *t, size_t l0, size_t kc, size_t j0, s
       }
     return;
   }
-  for (int v = 0; v < nv; v++)
-    for (size_t l = 0; l < kc; l += VL) {
-      size_t left = n > (size_t)v * VL ? n - (size_t)v * VL : 0, steps = kc - l < VL ? kc - l : VL;
+  size_t size = format == PK_F32 ? 4 : 2;
+  for (size_t j = 0; j < width; j += VL) {
+    size_t row[VL];
+    FOR_SQUARE(r) row[r] = (j0 + (j + r < n ? j + r : n - 1)) * ld + l0;
+    float *to = y + j;
+    size_t l = 0;
+    for (; l + VL <= kc; l += VL, to += VL * width) {
       vf square[VL];
-      for (size_t j = 0; j < VL; j++) {
-        size_t at = (j0 + (size_t)v * VL + j) * ld + l0 + l;
-        square[j] = j >= left ? (vf){} : steps == VL ? load_format(t->b, at, format) : loadn_format(t->b, at, steps, format);
+      FOR_SQUARE(r) {
+        square[r] = load_format(t->b, row[r] + l, format);
+        __builtin_prefetch((const char *)t->b + (row[r] + l) * size + PACK_AHEAD);
       }
       transpose_square(square);
-      float *to = y + l * width + (size_t)v * VL;
-      for (size_t s = 0; s < steps; s++) store(to + s * width, square[s]);
+      FOR_SQUARE(r) store(to + r * width, square[r]);
     }
+    if (l < kc) {
+      vf square[VL];
+      FOR_SQUARE(r) square[r] = loadn_format(t->b, row[r] + l, kc - l, format);
+      transpose_square(square);
+      FOR_SQUARE(r) if (r < kc - l) store(to + r * width, square[r]);
+    }
+  }
 }
 
 static void K(pack_f32)(const pk_gemm_task *t, size_t l0, size_t kc, size_t j0, size_t n, int nv, float *y) {
@@ -71,6 +86,33 @@ static void pack_any(const pk_gemm_task *t, size_t l0, size_t kc, size_t j0, siz
 // Rows are cut into blocks of nearly equal size, at most `most`.
 ALWAYS size_t block_start(size_t rows, size_t blocks, size_t i) { return rows * i / blocks; }
 
+// Packs up to VL rows of A into a block whose rows for each l are `ld` apart. `overlaps`: whole vectors are written, as what
+// they put beyond the rows is written over by those that follow.
+ALWAYS void pack_block(const float *a, size_t lda, size_t rows, size_t kc, size_t ld, bool overlaps, float *y) {
+  size_t count = rows < VL ? rows : VL, end = kc * ld;
+  const float *row[VL];
+  FOR_SQUARE(r) row[r] = a + (r < count ? r : count - 1) * lda;
+  for (size_t l = 0; l < kc; l += VL) {
+    size_t steps = kc - l < VL ? kc - l : VL;
+    float *to = y + l * ld;
+    vf square[VL];
+    if (steps == VL) {
+      FOR_SQUARE(r) {
+        square[r] = load(row[r] + l);
+        __builtin_prefetch((const char *)(row[r] + l) + PACK_AHEAD);
+      }
+    } else {
+      FOR_SQUARE(r) square[r] = loadn(row[r] + l, steps);
+    }
+    transpose_square(square);
+    if (overlaps && steps == VL && (l + VL - 1) * ld + VL <= end) {
+      FOR_SQUARE(r) store(to + r * ld, square[r]);
+    } else {
+      FOR_SQUARE(r) if (r < steps) storen(to + r * ld, square[r], count);
+    }
+  }
+}
+
 // Packs rows [i0, i0 + rows) of op(A), each block's elements side by side for every l.
 static void pack_rows(const pk_gemm_task *t, size_t i0, size_t rows, size_t l0, size_t kc, size_t blocks, float *y) {
   for (size_t b = 0; b < blocks; b++) {
@@ -80,18 +122,7 @@ static void pack_rows(const pk_gemm_task *t, size_t i0, size_t rows, size_t l0, 
       for (size_t l = 0; l < kc; l++, a += t->lda, y += mr)
         for (size_t i = 0; i < mr; i += VL) storen(y + i, loadn(a + i, mr - i < VL ? mr - i : VL), mr - i < VL ? mr - i : VL);
     } else {
-      const float *a = t->a + (i0 + from) * t->lda + l0;
-      for (size_t l = 0; l < kc; l += VL) {
-        size_t steps = kc - l < VL ? kc - l : VL;
-        for (size_t i = 0; i < mr; i += VL) {
-          size_t left = mr - i < VL ? mr - i : VL;
-          vf square[VL];
-          for (size_t r = 0; r < VL; r++)
-            square[r] = r >= left ? (vf){} : steps == VL ? load(a + (i + r) * t->lda + l) : loadn(a + (i + r) * t->lda + l, steps);
-          transpose_square(square);
-          for (size_t s = 0; s < steps; s++) storen(y + (l + s) * mr + i, square[s], left);
-        }
-      }
+      for (size_t i = 0; i < mr; i += VL) pack_block(t->a + (i0 + from + i) * t->lda + l0, t->lda, mr - i, kc, mr, i == 0, y + i);
       y += kc * mr;
     }
   }
@@ -237,16 +268,22 @@ static void gemm_pairs(const pk_gemm_task *t, float *packed) {
 
 // Writes rows [i, i + VL) of C, of which `rows` are left, and its columns [j, j + columns) from a block of C^T.
 static void store_transposed(const pk_gemm_task *t, const float *block, size_t ld, size_t i, size_t rows, size_t j, size_t columns) {
+  float alpha = t->alpha, beta = t->beta;
   for (size_t at = 0; at < columns; at += VL) {
     size_t width = columns - at < VL ? columns - at : VL;
+    float *c = t->c + i * t->ldc + j + at;
     vf square[VL];
-    for (size_t v = 0; v < VL; v++) square[v] = v < width ? load(block + (at + v) * ld) : (vf){};
+    FOR_SQUARE(v) square[v] = load(block + (at + (v < width ? v : width - 1)) * ld) * alpha;
     transpose_square(square);
-    for (size_t v = 0; v < VL && v < rows; v++) {
-      float *c = t->c + (i + v) * t->ldc + j + at;
-      vf y = square[v] * t->alpha;
-      if (t->beta != 0.0f) y += t->beta * loadn(c, width);
-      storen(c, y, width);
+    if (width == VL && rows >= VL) {
+      FOR_SQUARE(v) {
+        store(c + v * t->ldc, beta == 0.0f ? square[v] : square[v] + beta * load(c + v * t->ldc));
+        __builtin_prefetch(c + v * t->ldc + 2 * VL, 1);
+      }
+    } else {
+      FOR_SQUARE(v) if (v < rows) {
+        storen(c + v * t->ldc, beta == 0.0f ? square[v] : square[v] + beta * loadn(c + v * t->ldc, width), width);
+      }
     }
   }
 }
