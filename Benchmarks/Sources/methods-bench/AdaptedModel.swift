@@ -29,10 +29,7 @@ struct AdaptedModel {
       ("task_type", .string(settings.task.name)),
       ("target_modules", .array(modules.map { .string(String($0)) })),
     ])
-    for (key, value) in model.registry.identifyingMembers(ofMethod: method)?.members ?? [] {
-      object[key] = value
-    }
     for (key, value) in members { object[key] = value }
-    return try model.registry.config(object)
+    return try model.registry.config(model.registry.members(object, ofMethod: method))
   }
 }
