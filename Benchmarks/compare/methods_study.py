@@ -377,8 +377,9 @@ def start(options) -> None:
         chosen = best(options)
         if not chosen:
             sys.exit(f"no results of {options.epochs} epochs in {options.results}")
+        compared, milliseconds = chosen_rates(options), step_milliseconds(options)
         groups = [
-            Group(*key, rows, key in chosen_rates(options), step_milliseconds(options).get(key))
+            Group(*key, rows, key in compared, milliseconds.get(key))
             for key, rows in chosen.items()
         ]
         study_report.write(options.report, groups, tried_rates(options))

@@ -44,9 +44,16 @@ def write(page: Path, groups: list[Group], tried: Tried) -> None:
     page.with_name("methods.svg").write_text(plot(groups))
 
 
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table whose first two columns are a rank and a name, the others numbers."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in [head, *rows]]
+    lines.insert(1, "| --- | --- |" + " ---: |" * (len(head) - 2))
+    return "\n".join(lines) + "\n"
+
+
 def table(groups: list[Group]) -> str:
     head = ["rank", "method", "rate", "seeds", "test accuracy", "trained", "ms a step", "file MB"]
-    lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
+    rows = []
     for group in groups:
         values = group.accuracies
         spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
@@ -61,20 +68,21 @@ def table(groups: list[Group]) -> str:
             "" if group.milliseconds is None else f"{group.milliseconds:.0f}",
             f"{run['bytes'] / 1e6:.2f}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
+    text = markdown(head, rows)
     if not all(group.is_compared for group in groups):
-        lines.append("\n\\* not yet compared with the other rates at this rank")
-    return "\n".join(lines) + "\n"
+        text += "\n\\* not yet compared with the other rates at this rank\n"
+    return text
 
 
 def rates_table(tried: Tried) -> str:
     rates = sorted({rate for found in tried.values() for rate in found})
     head = ["rank", "method", *(f"{rate:g}" for rate in rates)]
-    lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * len(rates)]
-    for (name, rank), found in tried.items():
-        cells = [f"{100 * found[rate]:.2f}" if rate in found else "" for rate in rates]
-        lines.append("| " + " | ".join([str(rank), name, *cells]) + " |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [str(rank), name, *(f"{100 * found[rate]:.2f}" if rate in found else "" for rate in rates)]
+        for (name, rank), found in tried.items()
+    ]
+    return markdown(head, rows)
 
 
 def plot(groups: list[Group]) -> str:
