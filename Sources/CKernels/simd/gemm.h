@@ -24,8 +24,6 @@ ALWAYS vf loadn_format(const void *b, size_t at, size_t n, pk_format format) {
   }
 }
 
-#define FOR_SQUARE(r) _Pragma("clang loop unroll(full)") for (size_t r = 0; r < VL; r++)
-
 // How far ahead packing asks for a row: rows are too many for the processor to do so by itself.
 enum { PACK_AHEAD = 256 };
 

@@ -35,3 +35,6 @@ ALWAYS void transpose_square(vf r[VL]) {
   EXCHANGE_ROUND(8)
 #endif
 }
+
+// Each row of a square; unrolled, so that the square stays in registers.
+#define FOR_SQUARE(r) _Pragma("clang loop unroll(full)") for (size_t r = 0; r < VL; r++)
