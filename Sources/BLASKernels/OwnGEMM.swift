@@ -33,29 +33,48 @@ enum OwnGEMM {
     // Wide products are cut finer, for cores of different speed: it costs them nothing.
     let most = n >= 1024 ? 2 * Parallel.mostParts : Parallel.mostParts
     let parts = min(most, work / 1_000_000)
-    // Columns first: parts share A, which lies in the cache, and each packs its own of B.
-    let byColumns = max(1, min(parts, n / 64))
-    let byRows = max(1, min(parts / byColumns, m / 16))
+    let (byRows, byColumns) = cuts(task, parts: parts)
+    // Rows first, so that threads write different rows at a time: neighbouring lines of C would go to and fro between them.
     Parallel.forEach(byColumns * byRows) { part in
-      let (row, column) = (part / byColumns, part % byColumns)
+      let (row, column) = (part % byRows, part / byRows)
       runPart(
         task, m * row / byRows..<m * (row + 1) / byRows,
         cut(n, column, byColumns)..<cut(n, column + 1, byColumns))
     }
   }
 
-  /// Takes as many rows at a time as leave a packed block of A in the second-level cache: reading B once
-  /// more for the next ones costs less.
-  private static func stream(_ task: pk_gemm_task) {
-    let pieces = (task.m + Int(PK_STREAM_ROWS) - 1) / Int(PK_STREAM_ROWS)
-    for piece in 0..<pieces {
-      let first = task.m * piece / pieces
-      var rows = task
-      rows.m = task.m * (piece + 1) / pieces - first
-      rows.a += first * task.lda
-      rows.c += first * task.ldc
-      if isLongSum(task) { streamSums(rows) } else { streamColumns(rows) }
+  /// How many parts of the rows and of the columns to make.
+  private static func cuts(_ task: pk_gemm_task, parts: Int) -> (rows: Int, columns: Int) {
+    let (m, n, k) = (task.m, task.n, task.k)
+    if !task.ta && k <= 128 && n > 128 {
+      // C is what moves: parts take its rows, with as many columns as keep a packed B in the cache.
+      let fewest = (k * (n + 32) + (1 << 16) - 1) >> 16
+      let byRows = max(1, min(parts / fewest, m / 32))
+      return (byRows, max(fewest, min(parts / byRows, n / 64)))
     }
+    // Parts share A, which lies in the cache, and each packs its own of B.
+    let byColumns = max(1, min(parts, n / 64))
+    return (max(1, min(parts / byColumns, m / 16)), byColumns)
+  }
+
+  /// Lets blocks of rows meet parts of B. A block has as many rows as leave a packed one in the second-level cache, and
+  /// blocks take turns at a part, so that memory is read once for them all.
+  private static func stream(_ task: pk_gemm_task) {
+    if isLongSum(task) { streamSums(task) } else { streamColumns(task) }
+  }
+
+  private static func rowBlocks(_ task: pk_gemm_task) -> Int {
+    (task.m + Int(PK_STREAM_ROWS) - 1) / Int(PK_STREAM_ROWS)
+  }
+
+  /// Block `index` of `count` of a product's rows.
+  private static func rowBlock(_ task: pk_gemm_task, _ index: Int, of count: Int) -> pk_gemm_task {
+    var block = task
+    let first = task.m * index / count
+    block.m = task.m * (index + 1) / count - first
+    block.a += first * task.lda
+    block.c += first * task.ldc
+    return block
   }
 
   /// Whether columns are so few, as in the gradient of an output layer's input, that parts of them would
@@ -69,21 +88,24 @@ enum OwnGEMM {
 
   /// Lets parts of the sum meet whole rows of B, and adds what comes of them.
   private static func streamSums(_ task: pk_gemm_task) {
-    let (m, n, blocks) = (task.m, task.n, pk_gemm_stream_blocks(task.k))
+    let (m, n, blocks, rowBlocks) = (task.m, task.n, pk_gemm_stream_blocks(task.k), rowBlocks(task))
     withScratch(sumParts * m * n) { sums in
-      Parallel.forEach(sumParts) { part in
+      Parallel.forEach(sumParts * rowBlocks) { index in
+        let part = index / rowBlocks
         let from = blocks * part / sumParts * Int(PK_STREAM_KC)
         let end = min(blocks * (part + 1) / sumParts * Int(PK_STREAM_KC), task.k)
-        var piece = task
-        piece.c = sums + part * m * n
-        piece.ldc = n
-        piece.beta = 0
+        var whole = task
+        whole.c = sums + part * m * n
+        whole.ldc = n
+        whole.beta = 0
+        var piece = rowBlock(whole, index % rowBlocks, of: rowBlocks)
+        let a = piece.a
         let most = 8 * Int(PK_STREAM_KC)
-        withScratch(pk_gemm_stream_packed(m, most) + Int(PK_GEMM_SCRATCH)) { scratch in
+        withScratch(pk_gemm_stream_packed(piece.m, most) + Int(PK_GEMM_SCRATCH)) { scratch in
           let packed = scratch + Int(PK_GEMM_SCRATCH)
           for start in Swift.stride(from: from, to: end, by: most) {
             piece.k = min(most, end - start)
-            piece.a = task.a + start
+            piece.a = a + start
             piece.b = task.b + 4 * start * task.ldb
             withUnsafePointer(to: piece) { piece in
               for block in 0..<pk_gemm_stream_blocks(piece.pointee.k) {
@@ -110,39 +132,49 @@ enum OwnGEMM {
     }
   }
 
-  /// Packs A, then lets parts of B's columns meet it. A packed A is kept below eight megabytes.
+  /// Packs A, then lets parts of B's columns meet it. A packed A is kept below twelve megabytes.
   private static func streamColumns(_ task: pk_gemm_task) {
-    let most = max(Int(PK_STREAM_KC), (2 << 20) / task.m / Int(PK_STREAM_KC) * Int(PK_STREAM_KC))
+    let rowBlocks = rowBlocks(task)
+    let most = max(Int(PK_STREAM_KC), (3 << 20) / task.m / Int(PK_STREAM_KC) * Int(PK_STREAM_KC))
     let pieces = (task.k + most - 1) / most
     let step = (task.k + pieces - 1) / pieces
-    withScratch(pk_gemm_stream_packed(task.m, step)) { packed in
+    let size = pk_gemm_stream_packed((task.m + rowBlocks - 1) / rowBlocks, step)
+    withScratch(rowBlocks * size) { packed in
       for from in Swift.stride(from: 0, to: task.k, by: step) {
         var piece = task
         piece.k = min(step, task.k - from)
         piece.a += from
         piece.b += 4 * (task.tb ? from : from * task.ldb)
         if from > 0 { piece.beta = 1 }
-        streamPiece(piece, packed)
+        streamPiece(piece, rowBlocks) { packed + $0 * size }
       }
     }
   }
 
-  private static func streamPiece(_ task: pk_gemm_task, _ packed: UnsafeMutablePointer<Float>) {
-    Parallel.forEach(pk_gemm_stream_blocks(task.k)) { block in
-      withUnsafePointer(to: task) { pk_gemm_stream_pack($0, block, packed) }
+  private static func streamPiece(
+    _ task: pk_gemm_task, _ rowBlocks: Int,
+    _ packed: (_ rowBlock: Int) -> UnsafeMutablePointer<Float>
+  ) {
+    let sumBlocks = pk_gemm_stream_blocks(task.k)
+    Parallel.forEach(rowBlocks * sumBlocks) { index in
+      let rows = index / sumBlocks
+      withUnsafePointer(to: rowBlock(task, rows, of: rowBlocks)) {
+        pk_gemm_stream_pack($0, index % sumBlocks, packed(rows))
+      }
     }
     // Enough parts to even out cores of different speed; each reads the packed A once.
     let width = task.tb ? 112 : 64
     let columns = (task.n + width - 1) / width
     let parts = min(columns, max(8 * Parallel.mostParts, columns / 16))
-    Parallel.forEach(parts) { index in
-      let from = columns * index / parts * width
-      var part = task
-      part.n = min(columns * (index + 1) / parts * width, task.n) - from
-      part.b += 4 * (task.tb ? from * task.ldb : from)
-      part.c += from
+    Parallel.forEach(parts * rowBlocks) { index in
+      let (part, rows) = (index / rowBlocks, index % rowBlocks)
+      let from = columns * part / parts * width
+      var piece = rowBlock(task, rows, of: rowBlocks)
+      piece.n = min(columns * (part + 1) / parts * width, task.n) - from
+      piece.b += 4 * (task.tb ? from * task.ldb : from)
+      piece.c += from
       withScratch(Int(PK_GEMM_SCRATCH)) { scratch in
-        withUnsafePointer(to: part) { pk_gemm_stream($0, packed, scratch) }
+        withUnsafePointer(to: piece) { pk_gemm_stream($0, packed(rows), scratch) }
       }
     }
   }

@@ -35,6 +35,9 @@ typedef struct {
   bool aheadPairs;
 } micro_target;
 
+// How many elements ahead a packed A is asked for: it comes from a shared cache, in one sequence over all blocks.
+enum { A_AHEAD = 256 };
+
 typedef void (*micro_kernel)(size_t k, const float *a, size_t lda, const float *b, size_t ldb, const micro_target *t);
 
 // Writes a block from its sums. Decisions are taken once for the block.
@@ -108,7 +111,10 @@ ALWAYS void micro(size_t k, const float *a, size_t lda, const float *b, size_t l
       sum[i][0] += x * b0;                                                              \
       if (nv == 2) sum[i][1] += x * b1;                                                 \
     }                                                                                   \
-    if (!byRows) a += lda;                                                              \
+    if (!byRows) {                                                                      \
+      __builtin_prefetch(a + A_AHEAD);                                                  \
+      a += lda;                                                                         \
+    }                                                                                   \
   }
 #define MICRO_ADVANCE(by) \
   _Pragma("clang loop unroll(full)") for (int i = 0; i < bases; i++) base[i] += by;
