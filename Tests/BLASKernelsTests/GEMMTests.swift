@@ -14,7 +14,8 @@ extension Kernels {
       (16, 300, 99), (100, 64, 1000), (65, 70, 600), (31, 33, 1025), (3, 1000, 5), (200, 150, 100),
       (300, 100, 1024), (7, 50, 64),
       (49, 999, 701), (130, 600, 1024), (67, 1024, 611), (12, 9, 513), (600, 40, 30),
-      (30, 200, 1100), (530, 70, 700), (200, 1030, 100), (72, 650, 1000),
+      (30, 200, 1100), (530, 70, 700), (200, 1030, 100), (72, 650, 1000), (260, 2000, 8),
+      (140, 900, 128),
     ]
     static let transposes: [(Transpose, Transpose)] = [
       (.no, .no), (.no, .yes), (.yes, .no), (.yes, .yes),
@@ -51,8 +52,8 @@ extension Kernels {
       }
     }
 
-    /// More rows than are taken at a time, and a sum that is cut into parts.
-    @Test(arguments: [(270, 640, 1000), (49, 65, 16_500)])
+    /// More rows than are taken at a time, and sums that are cut into parts or packed in pieces.
+    @Test(arguments: [(270, 640, 1000), (49, 65, 16_500), (270, 65, 16_500)])
     func largeWeights(m: Int, n: Int, k: Int) {
       for tb in [Transpose.no, .yes] {
         for (alpha, beta) in [(Float(1), Float(0)), (0.5, 1), (2, -0.5)] {
