@@ -33,7 +33,7 @@ enum OwnGEMM {
     // Wide products are cut finer, for cores of different speed: it costs them nothing.
     let most = n >= 1024 ? 2 * Parallel.mostParts : Parallel.mostParts
     let parts = min(most, work / 1_000_000)
-    let (byRows, byColumns) = cuts(task, parts: parts)
+    let (byRows, byColumns) = counts(task, parts: parts)
     // Rows first, so that threads write different rows at a time: neighbouring lines of C would go to and fro between them.
     Parallel.forEach(byColumns * byRows) { part in
       let (row, column) = (part % byRows, part / byRows)
@@ -44,11 +44,12 @@ enum OwnGEMM {
   }
 
   /// How many parts of the rows and of the columns to make.
-  private static func cuts(_ task: pk_gemm_task, parts: Int) -> (rows: Int, columns: Int) {
+  private static func counts(_ task: pk_gemm_task, parts: Int) -> (rows: Int, columns: Int) {
     let (m, n, k) = (task.m, task.n, task.k)
     if !task.ta && k <= 128 && n > 128 {
       // C is what moves: parts take its rows, with as many columns as keep a packed B in the cache.
-      let fewest = (k * (n + 32) + (1 << 16) - 1) >> 16
+      let most = Int(PK_GEMM_FLAT)
+      let fewest = (k * (n + 32) + most - 1) / most
       let byRows = max(1, min(parts / fewest, m / 32))
       return (byRows, max(fewest, min(parts / byRows, n / 64)))
     }

@@ -53,6 +53,33 @@ func benchmarkGEMM() {
   }
 }
 
+/// What LoRA adds to a layer's output and to its input's gradient: thin sums into matrices that come from memory.
+func benchmarkLowRank() {
+  for (m, n, k) in [
+    (450, 384, 8), (450, 1536, 8), (128, 896, 8), (128, 4864, 8), (512, 896, 8), (512, 4864, 8),
+    (512, 4864, 32),
+  ] {
+    for tb in [Transpose.yes, .no] {
+      let (a, b) = (random(m * k).readOnly, random(k * n, stream: 2).readOnly)
+      // More than the caches hold, in turns.
+      let outputs = (0..<max(2, 32_000_000 / (m * n))).map { _ in
+        MutableSlice<Float>(repeating: 0, count: m * n)
+      }
+      func contender(_ name: String, _ route: GEMMRoute) -> Contender {
+        Contender(name: name) {
+          for output in outputs {
+            BLAS.gemm(.no, tb, m: m, n: n, k: k, a, b, beta: 1, into: output, route: route)
+          }
+        }
+      }
+      report(
+        "+= N\(tb == .yes ? "T" : "N") \(m)×\(n)×\(k)",
+        amount: 2 * Double(m * n * k * outputs.count), unit: "GFLOP/s",
+        [contender("chosen", .automatic), contender("own", .own), contender("library", .library)])
+    }
+  }
+}
+
 /// Products with 16-bit weights, beside the same in f32.
 func benchmarkHalfGEMM() {
   for (m, n, k) in [

@@ -10,7 +10,8 @@ import BLASKernels
 // Qwen2-0.5B (width 896, 4864), beside what they replace. Threads: OMP_NUM_THREADS; instruction set: PEFT_ISA.
 
 let sections: [(name: String, run: () -> Void)] = [
-  ("gemm", benchmarkGEMM), ("half", benchmarkHalfGEMM), ("gemv", benchmarkGEMV),
+  ("gemm", benchmarkGEMM), ("lowrank", benchmarkLowRank), ("half", benchmarkHalfGEMM),
+  ("gemv", benchmarkGEMV),
   ("attention", benchmarkAttention), ("elementwise", benchmarkElementwise), ("rows", benchmarkRows),
   ("decompositions", benchmarkDecompositions),
 ]

@@ -26,6 +26,9 @@ typedef enum { PK_F32 = 0, PK_BF16 = 1, PK_F16 = 2 } pk_format;
 
 enum { PK_GEMM_KC = 512, PK_GEMM_MC = 256 };
 
+/// The most floats of a B, padded to whole panels, that is packed as a whole and stays in the cache.
+enum { PK_GEMM_FLAT = 1 << 16 };
+
 /// C[m,n] = alpha op(A)[m,k] op(B)[k,n] + beta C, with B in f32, bf16 or f16; all extents positive.
 typedef struct {
   const float *a;

@@ -369,7 +369,7 @@ static void K(gemm)(const pk_gemm_task *t, float *scratch) {
     }
 #endif
   }
-  if (t->k <= GEMM_KC && t->k * (t->n + 2 * VL) <= 1 << 16 && t->m > 2 * MR_TWO_ROWS) {
+  if (t->k <= GEMM_KC && t->k * (t->n + 2 * VL) <= PK_GEMM_FLAT && t->m > 2 * MR_TWO_ROWS) {
     gemm_flat(t, scratch);
     return;
   }
