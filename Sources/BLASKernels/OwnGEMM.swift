@@ -12,7 +12,8 @@ enum OwnGEMM {
     if m * n * k <= 1 << 19 || m <= 12 { return true }
     // Few columns of a transposed A: the gradients of adapters.
     if ta { return n <= 16 }
-    if n <= 128 || k <= 64 { return tb || n <= 64 || k <= 16 && n >= 1024 || backend == .openBLAS }
+    if k <= 64 { return true }
+    if n <= 128 { return tb || n <= 64 || backend == .openBLAS }
     guard backend == .oneDNN else { return false }
     return m >= (n * k <= 600_000 ? 192 : 48) && m <= 1024
   }
