@@ -71,12 +71,7 @@ enum OwnGEMM {
 
   /// Block `index` of `count` of a product's rows.
   private static func rowBlock(_ task: pk_gemm_task, _ index: Int, of count: Int) -> pk_gemm_task {
-    var block = task
-    let first = task.m * index / count
-    block.m = task.m * (index + 1) / count - first
-    block.a += first * task.lda
-    block.c += first * task.ldc
-    return block
+    part(of: task, task.m * index / count..<task.m * (index + 1) / count, 0..<task.n)
   }
 
   /// Whether columns are so few, as in the gradient of an output layer's input, that parts of them would
@@ -171,10 +166,9 @@ enum OwnGEMM {
     Parallel.forEach(parts * rowBlocks) { index in
       let (part, rows) = (index / rowBlocks, index % rowBlocks)
       let from = columns * part / parts * width
-      var piece = rowBlock(task, rows, of: rowBlocks)
-      piece.n = min(columns * (part + 1) / parts * width, task.n) - from
-      piece.b += 4 * (task.tb ? from * task.ldb : from)
-      piece.c += from
+      let to = min(columns * (part + 1) / parts * width, task.n)
+      let rowBlock = rowBlock(task, rows, of: rowBlocks)
+      let piece = self.part(of: rowBlock, 0..<rowBlock.m, from..<to)
       withScratch(Int(PK_GEMM_SCRATCH)) { scratch in
         withUnsafePointer(to: piece) { pk_gemm_stream($0, packed(rows), scratch) }
       }
@@ -187,16 +181,23 @@ enum OwnGEMM {
   }
 
   private static func runPart(_ task: pk_gemm_task, _ rows: Range<Int>, _ columns: Range<Int>) {
+    guard !rows.isEmpty, !columns.isEmpty else { return }
+    withScratch(Int(PK_GEMM_SCRATCH)) { scratch in
+      withUnsafePointer(to: part(of: task, rows, columns)) { pk_gemm($0, scratch) }
+    }
+  }
+
+  /// The product of some rows of op(A) with some columns of op(B).
+  private static func part(
+    of task: pk_gemm_task, _ rows: Range<Int>, _ columns: Range<Int>
+  ) -> pk_gemm_task {
     var part = task
     part.m = rows.count
     part.n = columns.count
-    guard part.m > 0, part.n > 0 else { return }
     part.a += task.ta ? rows.lowerBound : rows.lowerBound * task.lda
     part.c += rows.lowerBound * task.ldc + columns.lowerBound
     let size = task.format == PK_F32 ? 4 : 2
     part.b += size * (task.tb ? columns.lowerBound * task.ldb : columns.lowerBound)
-    withScratch(Int(PK_GEMM_SCRATCH)) { scratch in
-      withUnsafePointer(to: part) { pk_gemm($0, scratch) }
-    }
+    return part
   }
 }

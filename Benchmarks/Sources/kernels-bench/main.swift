@@ -11,9 +11,8 @@ import BLASKernels
 
 let sections: [(name: String, run: () -> Void)] = [
   ("gemm", benchmarkGEMM), ("lowrank", benchmarkLowRank), ("half", benchmarkHalfGEMM),
-  ("gemv", benchmarkGEMV),
-  ("attention", benchmarkAttention), ("elementwise", benchmarkElementwise), ("rows", benchmarkRows),
-  ("decompositions", benchmarkDecompositions),
+  ("gemv", benchmarkGEMV), ("attention", benchmarkAttention), ("elementwise", benchmarkElementwise),
+  ("rows", benchmarkRows), ("decompositions", benchmarkDecompositions),
 ]
 
 let wanted = CommandLine.arguments.dropFirst()
